@@ -1,0 +1,264 @@
+"""The Frankenstein optimizer for PyTorch: `frankenstein.rule` with the plumbing of `torch.optim.Optimizer`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from numbers import Real
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
+
+from frankenstein.rule import STATE_KEYS, Rule, State, as_rule, gradient_limit, rule_config, update
+
+__all__ = ["Frankenstein"]
+
+NONFINITE = ("propagate", "skip", "raise")
+MIN_EPS = torch.finfo(torch.float32).tiny  # a smaller eps is 0 in float32, and then 0 / 0
+RELEASED_STATE_KEYS = dict(zip(("m", "vmax", "s"), STATE_KEYS, strict=True))  # names in the authors' checkpoints
+
+
+class Frankenstein(Optimizer):
+    """The Frankenstein optimizer (Algorithm 1 of arXiv:2503.02147) for PyTorch.
+
+    A drop-in replacement for `torch.optim.AdamW`: schedulers, parameter groups, closures, hooks, checkpoints and
+    `GradScaler` work as with torch's own optimizers. Parameters in float16 and bfloat16 keep float32 state, also
+    through `load_state_dict`. The step is larger than Adam's at the same `lr` (up to tenfold at rest), so tune `lr`
+    anew; `frankenstein compare` does that on equal terms.
+
+    Args:
+        params: Parameters, named parameters, or parameter groups, as in `torch.optim`.
+        lr: Learning rate, a number or a one-element tensor, at least 0. Where it is 0, nothing changes.
+        eps: Floor of the squared gradient, at least 1.2e-38.
+        momentum: First momentum coefficient (beta1) at `lr == base_lr`, in [0, 1). It follows the learning rate by eq. 3
+            each time that changes. `OneCycleLR` and `CyclicLR` cycle it.
+        base_lr: Learning rate at which beta1 is `momentum`; the paper suggests 1e-3 from scratch and 2e-4 for fine-tuning.
+        weight_decay: Decoupled weight decay: parameters shrink by `lr * weight_decay` each step.
+        rule: `"paper"`, `"authors"` (the constants of the authors' released code), or a `frankenstein.rule.Rule`.
+        nonfinite: What to do with a gradient element that is NaN, infinite or beyond
+            `frankenstein.rule.gradient_limit`: `"propagate"` computes on, as torch's optimizers do (a NaN then stays in
+            the state for ever); `"skip"` leaves the element's parameter and state as they are; `"raise"` raises before
+            anything is changed (it waits for the device at every step).
+        maximize: Maximize the objective instead of minimizing it.
+        differentiable: Let autograd record the step.
+
+    Raises:
+        ValueError: An argument is outside its range; the message names it and says what is allowed.
+
+    Example:
+        >>> import torch
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> _ = torch.nn.init.ones_(model.weight)
+        >>> optimizer = Frankenstein(model.parameters(), lr=1e-3)
+        >>> loss = model(torch.ones(1, 2)).sum()
+        >>> loss.backward()
+        >>> optimizer.step()
+        >>> print(f"{model.weight[0, 0].item():.6f}")
+        0.998101
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        *,
+        eps: float = 1e-8,
+        momentum: float = 0.9,
+        base_lr: float = 1e-3,
+        weight_decay: float = 0.0,
+        rule: str | Rule | Mapping[str, Any] = "paper",
+        nonfinite: Literal["propagate", "skip", "raise"] = "propagate",
+        maximize: bool = False,
+        differentiable: bool = False,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "eps": eps,
+            "momentum": momentum,
+            "base_lr": base_lr,
+            "weight_decay": weight_decay,
+            "rule": rule_config(rule),
+            "nonfinite": nonfinite,
+            "maximize": maximize,
+            "differentiable": differentiable,
+        }
+        _check_options(defaults)
+        super().__init__(params, defaults)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group of parameters, also between steps; options it does not name are the constructor's.
+
+        Raises:
+            ValueError: An option is outside its range, or a parameter is already in another group.
+        """
+        if isinstance(param_group, dict):  # else torch says what is wrong
+            if "rule" in param_group:
+                param_group["rule"] = rule_config(param_group["rule"])
+            _check_options({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+        # A tied parameter listed twice moves once; torch has warned about it.
+        group = self.param_groups[-1]
+        first: dict[int, int] = {}
+        for i, param in enumerate(group["params"]):
+            first.setdefault(id(param), i)
+        for key in group.keys() & {"params", "param_names"}:
+            group[key] = [group[key][i] for i in first.values()]
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:  # a checkpoint from before an option existed
+            for key, value in self.defaults.items():
+                group.setdefault(key, value)
+
+    @torch._disable_dynamo
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Load what `state_dict` returned: bitwise, in the state's own dtype, on the parameters' devices.
+
+        torch would cast the state to the parameters' dtype, which rounds the float32 state of bfloat16 parameters. The
+        caller's dictionary is neither changed nor kept. Checkpoints of the authors' released code load too.
+        """
+        final: dict[str, Any] = {}
+
+        def rename(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:  # after the user's own hooks
+            final.update(loaded, state={key: _rename_released(entry) for key, entry in loaded["state"].items()})
+            return final
+
+        def restore(_: Optimizer) -> None:  # before the user's own hooks
+            for saved, group in zip(final["param_groups"], self.param_groups, strict=True):
+                for key, param in zip(saved["params"], group["params"], strict=True):
+                    for name, value in final["state"].get(key, {}).items():
+                        if isinstance(value, Tensor) and name in STATE_KEYS:
+                            self.state[param][name] = value.detach().to(param.device, _state_dtype(param), copy=True)
+
+        before = self.register_load_state_dict_pre_hook(rename)
+        after = self.register_load_state_dict_post_hook(restore, prepend=True)
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            before.remove()
+            after.remove()
+
+    @_use_grad_for_differentiable
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Perform one step; return what `closure` returned, if one was given.
+
+        Raises:
+            RuntimeError: A gradient is sparse; or `nonfinite="raise"` and a gradient is not finite. No parameter of any
+                group has changed then.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        self._refuse_bad_gradients()
+        for group in self.param_groups:
+            options = {key: group[key] for key in ("eps", "momentum", "base_lr")} | {"rule": as_rule(group["rule"])}
+            for param in group["params"]:
+                if param.grad is not None:
+                    _step_parameter(param, self.state[param], group, options)
+        return loss
+
+    def _with_gradient(self) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
+        """Yield description, parameter and group of every parameter that has a gradient."""
+        for i, group in enumerate(self.param_groups):
+            names = group.get("param_names")
+            for j, param in enumerate(group["params"]):
+                if param.grad is not None:
+                    yield f"{names[j]!r}" if names else f"{j} of group {i}", param, group
+
+    def _refuse_bad_gradients(self) -> None:
+        for name, param, group in self._with_gradient():
+            grad = cast(Tensor, param.grad)
+            if grad.layout != torch.strided:
+                raise RuntimeError(
+                    f"Frankenstein does not support sparse gradients: parameter {name} has a gradient of layout "
+                    f"{grad.layout}. Use sparse=False in the layer, or torch.optim.SparseAdam for this parameter."
+                )
+            if group["nonfinite"] == "raise":
+                n_bad = int((~_is_usable(_real(grad).to(_compute_dtype(param)), group["eps"])).sum())
+                if n_bad:
+                    limit = gradient_limit(torch, _compute_dtype(param), group["eps"])
+                    raise RuntimeError(
+                        f"parameter {name} has {n_bad} gradient elements that are NaN, infinite or larger than "
+                        f"{limit:.1e}; nothing was changed (nonfinite='raise')"
+                    )
+
+
+def _step_parameter(param: Tensor, state: dict[str, Tensor], group: dict[str, Any], options: dict[str, Any]) -> None:
+    """Move one parameter by the rule and its decoupled weight decay; write its state."""
+    if not state:
+        for key in STATE_KEYS:
+            state[key] = torch.zeros_like(param, dtype=_state_dtype(param), memory_format=torch.preserve_format)
+    lr = group["lr"]
+    if isinstance(lr, Tensor):
+        lr = lr.reshape(()).to(param.device)
+    skips = group["nonfinite"] == "skip"
+    grad = _real(cast(Tensor, param.grad)).to(_compute_dtype(param))
+    grad = -grad if group["maximize"] else grad
+
+    before = State(*(_real(state[key]) for key in STATE_KEYS))
+    delta, after = update(torch, grad, before, lr=lr, skip_nonfinite=skips, **options)
+    theta = _real(param).to(grad.dtype)
+    moved = (theta * (1 - lr * group["weight_decay"]) if group["weight_decay"] else theta) + delta
+    if skips and group["weight_decay"]:
+        moved = torch.where(_is_usable(grad, group["eps"]), moved, theta)
+
+    _real(param).copy_(moved)
+    for key, old, new in zip(STATE_KEYS, before, after, strict=True):
+        if not group["differentiable"]:
+            old.copy_(new)
+        elif new is not old:  # autograd still needs the old values
+            state[key] = torch.view_as_complex(new) if param.is_complex() else new
+
+
+def _real(tensor: Tensor) -> Tensor:
+    """View a complex tensor as pairs of real numbers: the rule treats them as independent parameters."""
+    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def _state_dtype(param: Tensor) -> torch.dtype:
+    return torch.promote_types(param.dtype, torch.float32)  # float16 state breaks at once: 1e-8 rounds to 0
+
+
+def _compute_dtype(param: Tensor) -> torch.dtype:
+    return _state_dtype(param).to_real()
+
+
+def _is_usable(grad: Tensor, eps: float) -> Tensor:
+    return grad.abs() <= gradient_limit(torch, grad.dtype, eps)  # False for NaN
+
+
+def _rename_released(entry: Any) -> Any:
+    if isinstance(entry, Mapping) and RELEASED_STATE_KEYS.keys() <= entry.keys():
+        return {RELEASED_STATE_KEYS.get(key, key): value for key, value in entry.items()}
+    return entry
+
+
+def _check_options(options: Mapping[str, Any]) -> None:
+    """Raise `ValueError` naming the first option that is outside its range."""
+    lr = options["lr"]
+    if isinstance(lr, Tensor):
+        if lr.numel() != 1:
+            raise ValueError(f"Invalid lr: a tensor of {lr.numel()} elements; Tensor lr must be 1-element")
+    else:
+        _check_number("lr", lr, 0.0, math.inf, "a finite number >= 0")
+    _check_number(
+        "eps", options["eps"], MIN_EPS, math.inf, f"a finite number >= {MIN_EPS:.2g} (smaller is 0 in float32)"
+    )
+    _check_number("momentum", options["momentum"], 0.0, 1.0, "a number in [0, 1)")
+    _check_number("base_lr", options["base_lr"], math.ulp(0.0), math.inf, "a finite number > 0")
+    _check_number("weight_decay", options["weight_decay"], 0.0, math.inf, "a finite number >= 0")
+    as_rule(options["rule"])
+    if options["nonfinite"] not in NONFINITE:
+        raise ValueError(f"Invalid nonfinite: {options['nonfinite']!r}; allowed are {', '.join(map(repr, NONFINITE))}")
+    for name in ("maximize", "differentiable"):
+        if not isinstance(options[name], bool):
+            raise ValueError(f"Invalid {name}: {options[name]!r}; allowed are True and False")
+
+
+def _check_number(name: str, value: Any, low: float, high: float, allowed: str) -> None:
+    """`low <= value < high`, and a number: a string or a bool is a slip in some configuration file."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) < high:
+        raise ValueError(f"Invalid {name}: {value!r}; allowed is {allowed}")
