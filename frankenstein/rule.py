@@ -1,7 +1,8 @@
 """The Frankenstein update rule (Algorithm 1 of arXiv:2503.02147), stated once, on arrays of any framework.
 
 Everything is elementwise. `xp` is the array namespace (`numpy`, `torch`, `jax.numpy`, `array_api_strict`); the code
-uses only functions that all of them have and never writes into an input, so it can be traced, compiled and differentiated.
+uses only functions that all of them have and never writes into an input, so it can be traced, compiled and
+differentiated.
 
 The paper's letters are used here, in the fused kernels and in the tests' oracle, and nowhere else:
 
@@ -62,7 +63,7 @@ class Rule:
         use_xi: Off: xi is 1.
         use_v: Off: the step is not divided by the root of the second moment.
         beta2_adapts: Off: beta2 is 0.999.
-        use_max: Off: the second moment is a moving average only (started at the first squared gradient, floored at eps).
+        use_max: Off: the second moment is a moving average only, started at the first squared gradient, floored at eps.
         use_ema: Off: the second moment is the running maximum only.
 
     Raises:

@@ -32,9 +32,10 @@ class Frankenstein(Optimizer):
         params: Parameters, named parameters, or parameter groups, as in `torch.optim`.
         lr: Learning rate, a number or a one-element tensor, at least 0. Where it is 0, nothing changes.
         eps: Floor of the squared gradient, at least 1.2e-38.
-        momentum: First momentum coefficient (beta1) at `lr == base_lr`, in [0, 1). It follows the learning rate by eq. 3
-            each time that changes. `OneCycleLR` and `CyclicLR` cycle it.
-        base_lr: Learning rate at which beta1 is `momentum`; the paper suggests 1e-3 from scratch and 2e-4 for fine-tuning.
+        momentum: First momentum coefficient (beta1) at `lr == base_lr`, in [0, 1). beta1 follows the learning rate by
+            eq. 3 each time that changes. `OneCycleLR` and `CyclicLR` cycle it.
+        base_lr: Learning rate at which beta1 is `momentum`; the paper suggests 1e-3 from scratch and 2e-4 for
+            fine-tuning.
         weight_decay: Decoupled weight decay: parameters shrink by `lr * weight_decay` each step.
         rule: `"paper"`, `"authors"` (the constants of the authors' released code), or a `frankenstein.rule.Rule`.
         nonfinite: What to do with a gradient element that is NaN, infinite or beyond

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import subprocess
@@ -234,7 +235,7 @@ def test_zero_gradient_decays():
     for _ in range(2000):
         delta, state = R.update(np, np.zeros(1), state, lr=1e-3)
         travelled.append(abs(delta[0]))
-    assert all(b <= a for a, b in zip(travelled, travelled[1:], strict=False))
+    assert all(later <= earlier for earlier, later in itertools.pairwise(travelled))
     assert travelled[-1] < 1e-30 < travelled[0]
     assert all(np.isfinite(part).all() for part in state)
 
@@ -321,7 +322,7 @@ def test_gradient_limit_is_the_valid_range(dtype):
 def test_nonfinite_gradients(bad):
     """Trap 6: skipped elements keep their state, the others are as if alone; propagated NaN stays for ever."""
     grads = np.array([[0.3, 0.2], [bad, 0.1], [0.2, 0.4]])
-    skipped = alone = propagated = R.init(np, grads[0])
+    skipped = alone = before = propagated = R.init(np, grads[0])
     for i, grad in enumerate(grads):
         delta, skipped = R.update(np, grad, skipped, lr=1e-3, skip_nonfinite=True)
         expected, alone = R.update(np, np.array([0.3, grad[1]]) if i == 1 else grad, alone, lr=1e-3)
