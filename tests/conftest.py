@@ -3,9 +3,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from hypothesis import settings
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+torch.set_num_threads(1)  # the tests run side by side, and their tensors are small
 
 # Every run draws the same examples: a red suite can be repeated.
 settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)

@@ -1,16 +1,18 @@
 """Break `frankenstein/rule.py` in eight ways, one at a time: each must turn its tests red.
 
-Run by `make mutants`. The file is put back in the end, also after Ctrl-C.
+Run by `make mutants`, on a copy: the checkout is never touched.
 """
 
 from __future__ import annotations
 
+import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-RULE = ROOT / "frankenstein" / "rule.py"
 
 MUTANTS = {
     "eps dropped": ("x_t = grad * grad + eps", "x_t = grad * grad + 0.0 * eps + 1e-30"),
@@ -30,30 +32,40 @@ MUTANTS = {
 }
 
 
-def is_red() -> bool:
+def is_red(checkout: Path) -> bool:
     command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/test_rule.py"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command,
+        cwd=checkout,
+        env=os.environ | {"PYTHONPATH": str(checkout)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode not in (0, 1):  # pytest itself failed: that proves nothing
         raise SystemExit(done.stdout + done.stderr)
     return done.returncode == 1
 
 
 def main() -> int:
-    source = RULE.read_text()
-    if is_red():
-        raise SystemExit("the suite is red before any mutation")
     survivors = []
-    try:
+    with tempfile.TemporaryDirectory() as folder:
+        checkout = Path(folder)
+        for name in ("frankenstein", "tests"):
+            shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copy(ROOT / "pyproject.toml", checkout)
+        rule = checkout / "frankenstein" / "rule.py"
+        source = rule.read_text()
+        if is_red(checkout):
+            raise SystemExit("the suite is red before any mutation")
         for name, (old, new) in MUTANTS.items():
             if source.count(old) != 1:
                 raise SystemExit(f"mutant {name!r}: {old!r} stands {source.count(old)} times in rule.py; mend the list")
-            RULE.write_text(source.replace(old, new))
-            red = is_red()
+            rule.write_text(source.replace(old, new))
+            red = is_red(checkout)
             print(f"{'killed  ' if red else 'SURVIVED'}  {name}", flush=True)
             if not red:
                 survivors.append(name)
-    finally:
-        RULE.write_text(source)
     return 1 if survivors else 0
 
 

@@ -6,10 +6,12 @@ A run can be killed at any moment: what was written stays valid, a half-written 
 from __future__ import annotations
 
 import fcntl
+import gzip
 import json
 import os
 import platform
 import subprocess
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -32,19 +34,27 @@ def read(folder: Path, report: Callable[[str], None]) -> list[Record]:
     """Return the folder's records in the order they were written; a later record of a cell replaces an earlier one.
 
     Args:
-        folder: Run folder; without a record file the list is empty.
+        folder: Run folder; without a record file the list is empty. A finished file may be kept gzipped.
         report: Called with one line if the last line is damaged and skipped.
 
     Raises:
         RecordError: The file cannot be read, or a line other than the last is damaged.
     """
-    path = folder / FILE
-    try:
-        lines = path.read_bytes().split(b"\n") if path.exists() else []
-    except OSError as error:
-        raise RecordError(f"cannot read {path}: {error.strerror}") from None
-    last = max((i for i, line in enumerate(lines) if line.strip()), default=-1)
     records: dict[str, Record] = {}
+    for path, opener in ((folder / f"{FILE}.gz", gzip.open), (folder / FILE, open)):
+        if path.exists():
+            try:
+                with opener(path, "rb") as file:
+                    lines = file.read().split(b"\n")
+            except (OSError, EOFError, zlib.error) as error:
+                raise RecordError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+            for record in _parse(path, lines, report):
+                records[record["cell"]] = record
+    return list(records.values())
+
+
+def _parse(path: Path, lines: list[bytes], report: Callable[[str], None]) -> Iterator[Record]:
+    last = max((i for i, line in enumerate(lines) if line.strip()), default=-1)
     for i, line in enumerate(lines[: last + 1]):
         try:
             record = json.loads(line)
@@ -59,8 +69,7 @@ def read(folder: Path, report: Callable[[str], None]) -> list[Record]:
             raise RecordError(f"{path}: line {i + 1} {what}; mend or remove that line, or choose another folder")
         if record["schema"] != SCHEMA:
             raise RecordError(f"{path}: line {i + 1} has schema {record['schema']}, this version reads schema {SCHEMA}")
-        records[record["cell"]] = record
-    return list(records.values())
+        yield record
 
 
 @contextmanager

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from frankenstein.compare.statistics import Interval, bootstrap_mean, mean_ranks, median_with_misses
+
+# 10,000 resamples estimate a percentile of a mean of 200 to about one per cent of its width.
+BOOTSTRAP_TOLERANCE = 0.02
+
+
+def test_bootstrap_agrees_with_the_normal_interval():
+    scores = np.random.default_rng(0).normal(3.0, 2.0, 200)
+    interval = bootstrap_mean(scores)
+    half = stats.norm.ppf(0.975) * scores.std() / math.sqrt(200)
+    assert interval.value == pytest.approx(scores.mean())
+    assert interval.low == pytest.approx(scores.mean() - half, abs=BOOTSTRAP_TOLERANCE * 2 * half * 2)
+    assert interval.high == pytest.approx(scores.mean() + half, abs=BOOTSTRAP_TOLERANCE * 2 * half * 2)
+
+
+def test_bootstrap_covers():
+    """About 95 % of the intervals of normal samples hold the true mean (a little less, at n = 20)."""
+    rng = np.random.default_rng(1)
+    hits = 0
+    for _ in range(300):
+        interval = bootstrap_mean(rng.normal(1.0, 1.0, 20), n_resamples=1000)
+        hits += interval.low <= 1.0 <= interval.high
+    assert 0.90 <= hits / 300 <= 0.98
+
+
+def test_bootstrap_is_repeatable():
+    scores = np.random.default_rng(2).random(9)
+    assert bootstrap_mean(scores) == bootstrap_mean(scores)
+    assert bootstrap_mean(scores, seed=1) != bootstrap_mean(scores)
+
+
+@pytest.mark.parametrize("scores", [[0.7], [0.7, 0.7, 0.7]])
+def test_bootstrap_of_no_spread_has_no_width(scores):
+    assert bootstrap_mean(scores) == Interval(pytest.approx(0.7), pytest.approx(0.7), pytest.approx(0.7))
+
+
+@pytest.mark.parametrize("scores", [[], [1.0, math.nan], [math.inf]])
+def test_bootstrap_refuses(scores):
+    with pytest.raises(ValueError, match="at least one score, all finite"):
+        bootstrap_mean(scores)
+
+
+def test_overlap():
+    assert Interval(1, 0, 2).overlaps(Interval(3, 2, 4))
+    assert not Interval(1, 0, 2).overlaps(Interval(3, 2.1, 4))
+
+
+@pytest.mark.parametrize(
+    ("steps", "expected"),
+    [([30, 10, 20], 20), ([30, 10], 20), ([None, 10, 20], 20), ([None, None, 20], math.inf), ([None], math.inf)],
+)
+def test_median_counts_misses_as_never(steps, expected):
+    assert median_with_misses(steps) == expected
+
+
+def test_median_of_nothing():
+    assert math.isnan(median_with_misses([]))
+
+
+def test_ranks_share_ties_and_know_the_direction():
+    scores = [[0.9, 5.0], [0.9, 1.0], [0.1, 3.0]]
+    np.testing.assert_allclose(mean_ranks(scores, [True, False]), [(1.5 + 3) / 2, (1.5 + 1) / 2, (3 + 2) / 2])
+    order = [2, 0, 1]
+    shuffled = mean_ranks([scores[i] for i in order], [True, False])
+    np.testing.assert_allclose(shuffled, mean_ranks(scores, [True, False])[order])

@@ -1,0 +1,224 @@
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from frankenstein.cli import main
+
+COMMAND = [sys.executable, "-c", "import sys; from frankenstein.cli import main; sys.exit(main())"]
+SMALL = ["--problems", "beale", "stairs", "--optimizers", "sgd,adam", "--seeds", "2", "--workers", "2"]
+N_CELLS = (2 * 2 * (9 + 2), 2 * 2 * (9 + 4))  # tuned and default learning rate may coincide
+
+
+@pytest.fixture(scope="module")
+def start():
+    """Start the command in a process group of its own; whatever a failed test leaves running is killed."""
+    processes = []
+
+    def launch(*arguments):
+        pipe = subprocess.PIPE
+        command = [*COMMAND, *map(str, arguments)]
+        process = subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+        processes.append(process)
+        return process
+
+    yield launch
+    for process in processes:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+
+
+def records(folder):
+    path = Path(folder) / "records.jsonl"
+    return path.read_bytes().splitlines() if path.exists() else []
+
+
+def wait_for_records(folder, n_records, process):
+    """Wait until the run has written some records; fail if it ends before."""
+    while len(records(folder)) < n_records:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def finished(start, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    process = start("compare", *SMALL, "--out", folder)
+    out, err = process.communicate()
+    assert process.returncode == 0, err
+    return folder, out
+
+
+def scores(folder):
+    return {record["cell"]: record["score"] for record in map(json.loads, records(folder))}
+
+
+def test_compare_ends_with_a_table_and_a_report(finished):
+    folder, out = finished
+    assert N_CELLS[0] <= len(records(folder)) <= N_CELLS[1]
+    for text in ("beale: log10 of the final value (lower is better)", "SGD (Nesterov)", "Adam", "steps to target"):
+        assert text in out
+    assert out.rstrip().endswith(f"report: {folder / 'report.html'}")
+    record = json.loads(records(folder)[0])
+    assert {"provenance", "wall_seconds", "finished_at", "problem_config", "optimizer_config", "curve"} <= record.keys()
+
+
+def test_the_same_command_again_runs_nothing(finished, capsys):
+    folder, _ = finished
+    before = records(folder)
+    assert main(["compare", *SMALL, "--out", str(folder)]) == 0
+    assert records(folder) == before
+    assert main(["report", str(folder)]) == 0
+    assert f"report: {folder / 'report.html'}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_run_goes_on_where_it_stopped(start, finished, tmp_path, kill):
+    """Ctrl-C (to the whole group, as a terminal sends it), a polite kill and a hard one."""
+    process = start("compare", *SMALL, "--out", tmp_path)
+    wait_for_records(tmp_path, 3, process)
+    if kill == signal.SIGINT:
+        os.killpg(process.pid, kill)
+    else:
+        process.send_signal(kill)
+    _, err = process.communicate()
+    kept = [line for line in records(tmp_path) if line.endswith(b"}")]
+    assert 3 <= len(kept) < N_CELLS[0]
+    if kill != signal.SIGKILL:
+        assert process.returncode == 130
+        assert f"stopped; {len(kept)} of " in err
+        assert f"runs are kept in {tmp_path}: the same command goes on" in err
+        assert "Traceback" not in err
+    again = start("compare", *SMALL, "--out", tmp_path)
+    _, err = again.communicate()
+    assert again.returncode == 0, err
+    assert records(tmp_path)[: len(kept)] == kept
+    assert scores(tmp_path) == scores(finished[0])
+
+
+def workers_of(process):
+    listing = subprocess.run(
+        ["ps", "ww", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True
+    )
+    return [int(line.split()[0]) for line in listing.stdout.splitlines() if "spawn_main" in line]
+
+
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks for the worker processes with ps")
+def test_a_killed_worker_is_said_and_nothing_lost(start, tmp_path):
+    process = start("compare", *SMALL, "--out", tmp_path)
+    wait_for_records(tmp_path, 3, process)
+    os.kill(workers_of(process)[0], signal.SIGKILL)
+    _, err = process.communicate()
+    assert process.returncode == 1
+    assert re.search(r"error: a worker process died .*; \d+ of \d+ runs are kept in .*: the same command goes on", err)
+    assert "Traceback" not in err
+    again = start("compare", *SMALL, "--out", tmp_path)
+    assert again.communicate() and again.returncode == 0
+
+
+def test_a_second_run_in_the_same_folder_is_refused(start, tmp_path):
+    first = start("compare", *SMALL, "--out", tmp_path)
+    wait_for_records(tmp_path, 1, first)
+    second = start("compare", *SMALL, "--out", tmp_path)
+    _, err = second.communicate()
+    assert second.returncode == 2
+    assert (
+        err.strip() == f"frankenstein: error: {tmp_path} is in use by another run; wait for it, or choose another --out"
+    )
+    first.communicate()
+    assert first.returncode == 0
+
+
+def test_damaged_last_line_is_reported(finished, tmp_path, capsys):
+    (tmp_path / "records.jsonl").write_bytes(b"\n".join(records(finished[0])) + b'\n{"schema":1,"ce')
+    assert main(["report", str(tmp_path)]) == 0
+    captured = capsys.readouterr()
+    assert "the last one, is not a JSON object (a run was killed while writing it?); skipped" in captured.err
+    assert "beale" in captured.out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compare", "--problems", "bael"], r"unknown problem 'bael'; did you mean 'beale'\?"),
+        (["compare", "--problems", "zzz"], r"unknown problem 'zzz'; known: digits-cnn, "),
+        (["compare", "--optimizers", "adam,adamx"], r"unknown optimizer 'adamx'; did you mean 'adam"),
+        (["compare", "--optimizers", ","], r"no optimizer named; known: "),
+        (["compare", "--seeds", "0"], r"argument --seeds: '0' is not a whole number of at least 1"),
+        (["compare", "--seeds", "many"], r"'many' is not a whole number"),
+        (["compare", "--workers", "-1"], r"'-1' is not a whole number|expected one argument"),
+        (
+            ["compare", "--out", "{file}/folder"],
+            r"cannot write .*: Not a directory; choose a writable folder with --out",
+        ),
+        (["report", "{empty}"], r"no records in "),
+        (["report"], r"the following arguments are required: DIR"),
+        (["report", "{damaged}"], r"records.jsonl: line 1 is not a JSON object; mend or remove that line"),
+        (["compare", "--out", "{damaged}"], r"records.jsonl: line 1 is not a JSON object"),
+        (["nonsense"], r"invalid choice: 'nonsense'"),
+        ([], r"required: COMMAND"),
+    ],
+)
+def test_bad_input_gets_one_line_and_exit_code_2(tmp_path, capsys, arguments, message):
+    (tmp_path / "file").write_text("")
+    for name in ("empty", "damaged"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "damaged" / "records.jsonl").write_text("garbage\n{}\n")
+    places = {name: str(tmp_path / name) for name in ("file", "empty", "damaged")}
+    assert main([argument.format(**places) for argument in arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert len(captured.err.splitlines()) == 1
+    assert re.match(f"frankenstein: error: .*{message}", captured.err)
+
+
+def test_missing_packages_are_named_with_the_cure():
+    code = "import sys; sys.modules['sklearn'] = None; from frankenstein.cli import main; sys.exit(main(['compare']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    expected = "frankenstein: error: this command needs sklearn: pip install 'frankenstein-optimizer[experiments]'"
+    assert done.stderr.strip() == expected
+
+
+def test_list(capsys):
+    assert main(["compare", "--list"]) == 0
+    out = capsys.readouterr().out
+    assert "problem    digits-cnn" in out
+    assert "optimizer  adamw                 AdamW: torch.optim:AdamW" in out
+
+
+def test_doctor(capsys, monkeypatch):
+    from importlib.metadata import PackageNotFoundError
+
+    from frankenstein import cli
+
+    real = cli.version
+
+    def without_ase(name):
+        if name == "ase":
+            raise PackageNotFoundError(name)
+        return real(name)
+
+    monkeypatch.setattr(cli, "version", without_ase)
+    assert main(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"torch +2\.\d+", out)
+    assert re.search(r"devices +cpu \(\d+ cores", out)
+    assert re.search(r"ase +missing", out)
+    assert "to get ase: pip install 'frankenstein-optimizer[ase]'" in out
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["--version"])
+    assert stop.value.code == 0
+    assert re.match(r"frankenstein-optimizer \d+\.\d+", capsys.readouterr().out)
