@@ -155,7 +155,8 @@ class Frankenstein(Optimizer):
                 loss = closure()
         self._refuse_bad_gradients()
         for group in self.param_groups:
-            options = {key: group[key] for key in ("eps", "momentum", "base_lr")} | {"rule": as_rule(group["rule"])}
+            options: dict[str, Any] = {key: float(group[key]) for key in ("eps", "momentum", "base_lr")}
+            options["rule"] = as_rule(group["rule"])
             for param in group["params"]:
                 if param.grad is not None:
                     _step_parameter(param, self.state[param], group, options)
@@ -192,31 +193,36 @@ def _step_parameter(param: Tensor, state: dict[str, Tensor], group: dict[str, An
     if not state:
         for key in STATE_KEYS:
             state[key] = torch.zeros_like(param, dtype=_state_dtype(param), memory_format=torch.preserve_format)
-    lr = group["lr"]
-    if isinstance(lr, Tensor):
-        lr = lr.reshape(()).to(param.device)
-    skips = group["nonfinite"] == "skip"
+    skips, decay = group["nonfinite"] == "skip", float(group["weight_decay"])
     grad = _real(cast(Tensor, param.grad)).to(_compute_dtype(param))
     grad = -grad if group["maximize"] else grad
+    lr = group["lr"]
+    # Two 0-dim tensors promote each other: a float64 lr would make a float32 scalar parameter's state float64.
+    lr = lr.reshape(()).to(grad.device, grad.dtype) if isinstance(lr, Tensor) else float(lr)
 
     before = State(*(_real(state[key]) for key in STATE_KEYS))
     delta, after = update(torch, grad, before, lr=lr, skip_nonfinite=skips, **options)
-    theta = _real(param).to(grad.dtype)
-    moved = (theta * (1 - lr * group["weight_decay"]) if group["weight_decay"] else theta) + delta
-    if skips and group["weight_decay"]:
+    theta = _real(param).to(grad.dtype, copy=group["differentiable"])  # autograd still needs the old values
+    moved = (theta * (1 - lr * decay) if decay else theta) + delta
+    if skips and decay:
         moved = torch.where(_is_usable(grad, group["eps"]), moved, theta)
 
-    _real(param).copy_(moved)
+    param.copy_(_like(param, moved))
     for key, old, new in zip(STATE_KEYS, before, after, strict=True):
         if not group["differentiable"]:
             old.copy_(new)
-        elif new is not old:  # autograd still needs the old values
-            state[key] = torch.view_as_complex(new) if param.is_complex() else new
+        elif new is not old:
+            state[key] = _like(param, new)
 
 
 def _real(tensor: Tensor) -> Tensor:
     """View a complex tensor as pairs of real numbers: the rule treats them as independent parameters."""
     return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
+
+
+def _like(param: Tensor, real: Tensor) -> Tensor:
+    """Undo `_real`."""
+    return torch.view_as_complex(real) if param.is_complex() else real
 
 
 def _state_dtype(param: Tensor) -> torch.dtype:
@@ -243,8 +249,8 @@ def _check_options(options: Mapping[str, Any]) -> None:
     if isinstance(lr, Tensor):
         if lr.numel() != 1:
             raise ValueError(f"Invalid lr: a tensor of {lr.numel()} elements; Tensor lr must be 1-element")
-    else:
-        _check_number("lr", lr, 0.0, math.inf, "a finite number >= 0")
+        lr = lr.item()
+    _check_number("lr", lr, 0.0, math.inf, "a finite number >= 0")
     _check_number(
         "eps", options["eps"], MIN_EPS, math.inf, f"a finite number >= {MIN_EPS:.2g} (smaller is 0 in float32)"
     )
