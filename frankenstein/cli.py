@@ -172,7 +172,8 @@ def _compare(options: argparse.Namespace) -> int:
         try:
             engine.run(comparison, options.out, options.workers or os.cpu_count() or 1, progress, _say)
         finally:
-            bar.stop()
+            if bar.live.is_started:
+                bar.stop()
     except RecordError as error:
         raise UsageError(str(error)) from None
     except engine.WorkerLostError as error:

@@ -19,14 +19,15 @@ The state's names in files (`STATE_KEYS`) are a format: they do not change.
 
 from __future__ import annotations
 
+import json
 import math
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
 __all__ = [
     "PRESETS",
     "STATE_KEYS",
+    "SWITCHES",
     "Factors",
     "Rule",
     "State",
@@ -45,6 +46,10 @@ STATE_KEYS = ("momentum_buffer", "second_moment", "squared_grad")  # m, v, x in 
 
 XI_GAIN = 1.0 + math.exp(-0.5)  # eq. 13: makes xi = 1 at rest, where |x - P| = 1/2
 FIXED_W = 1.0 - 0.999  # 1 - beta2 of the ablation "beta2 fixed"
+
+
+# the parts of the rule that the paper's ablation switches off
+SWITCHES = ("beta1_follows_lr", "use_rho", "use_xi", "use_v", "beta2_adapts", "use_max", "use_ema")
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,11 @@ class Rule:
             raise ValueError(f"Invalid beta1_gap_range: {self.beta1_gap_range!r}; 1 - beta1 lies in [0, 1]")
         if self.rho_source not in ("squared_grad", "second_moment"):
             raise ValueError(f"Invalid rho_source: {self.rho_source!r}; allowed are 'squared_grad' and 'second_moment'")
+        if self.ratio_limit is not None and not self.ratio_limit > 0.0:
+            raise ValueError(f"Invalid ratio_limit: {self.ratio_limit!r}; allowed are numbers > 0 and None")
+        for name in SWITCHES:
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"Invalid {name}: {getattr(self, name)!r}; allowed are True and False")
 
 
 PRESETS: dict[str, Rule] = {
@@ -107,31 +117,38 @@ PRESETS: dict[str, Rule] = {
 }
 
 
-def as_rule(rule: str | Rule | Mapping[str, Any]) -> Rule:
-    """Return the `Rule` that a preset's name, a mapping of fields (from a checkpoint) or a `Rule` stands for.
+def as_rule(rule: str | Rule) -> Rule:
+    """Return the `Rule` that a preset's name, or what `rule_config` returned, stands for.
 
     Raises:
-        ValueError: The name is no preset, or the mapping has an unknown field.
+        ValueError: The text is neither; the message says what is allowed.
     """
     if isinstance(rule, Rule):
         return rule
     if isinstance(rule, str) and rule in PRESETS:
         return PRESETS[rule]
-    if isinstance(rule, Mapping):
+    if isinstance(rule, str) and rule.startswith("{"):
         try:
-            return Rule(**rule)
-        except TypeError as error:
-            raise ValueError(f"Invalid rule: {dict(rule)!r}; {error}") from None
+            return Rule(**json.loads(rule))
+        except (TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"Invalid rule: {rule!r}; {error}") from None
     raise ValueError(f"Invalid rule: {rule!r}; allowed are {', '.join(map(repr, PRESETS))} or a frankenstein.rule.Rule")
 
 
-def rule_config(rule: str | Rule | Mapping[str, Any]) -> str | dict[str, Any]:
-    """Return `rule` as plain data for checkpoints and JSON: the preset's name, or a dict of the fields."""
+def rule_config(rule: str | Rule) -> str:
+    """Return `rule` as text for checkpoints and configurations: the preset's name, or JSON of the fields.
+
+    Text, because that is what every checkpoint format keeps as it is.
+
+    Example:
+        >>> rule_config(Rule()), as_rule(rule_config(Rule(use_xi=False))).use_xi
+        ('paper', False)
+    """
     rule = as_rule(rule)
     for name, preset in PRESETS.items():
         if rule == preset:
             return name
-    return asdict(rule)
+    return json.dumps(asdict(rule))
 
 
 class State(NamedTuple):

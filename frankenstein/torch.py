@@ -69,7 +69,7 @@ class Frankenstein(Optimizer):
         momentum: float = 0.9,
         base_lr: float = 1e-3,
         weight_decay: float = 0.0,
-        rule: str | Rule | Mapping[str, Any] = "paper",
+        rule: str | Rule = "paper",
         nonfinite: Literal["propagate", "skip", "raise"] = "propagate",
         maximize: bool = False,
         differentiable: bool = False,

@@ -8,7 +8,7 @@ from hypothesis import settings
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
-torch.set_num_threads(1)  # the tests run side by side, and their tensors are small
+torch.set_num_threads(1)  # tensors here are small: on a busy machine a thread pool only waits for its own threads
 
 # Every run draws the same examples: a red suite can be repeated.
 settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)

@@ -49,7 +49,8 @@ WRONG = [
     ({"lr": torch.tensor(True)}, rf"Invalid lr: True; {NOT_NEGATIVE}"),
     ({"rule": "papr"}, rf"Invalid rule: 'papr'; {RULE}"),
     ({"rule": None}, rf"Invalid rule: None; {RULE}"),
-    ({"rule": {"use_yi": True}}, r"Invalid rule: \{'use_yi': True\}; .*use_yi"),
+    ({"rule": {"use_xi": True}}, rf"Invalid rule: \{{'use_xi': True\}}; {RULE}"),
+    ({"rule": '{"use_yi": true}'}, "Invalid rule: .*; .*use_yi"),
     ({"nonfinite": "ignore"}, "Invalid nonfinite: 'ignore'; allowed are 'propagate', 'skip', 'raise'"),
     ({"nonfinite": None}, "Invalid nonfinite: None; allowed are 'propagate', 'skip', 'raise'"),
     ({"maximize": "False"}, f"Invalid maximize: 'False'; {BOOL}"),
@@ -94,7 +95,7 @@ BOUNDARIES = [
     {"base_lr": 1e300},
     {"weight_decay": 0},
     {"rule": Rule()},
-    {"rule": {"use_xi": False}},
+    {"rule": '{"use_xi": false}'},
 ]
 
 

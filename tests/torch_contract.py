@@ -16,8 +16,6 @@ import torch
 from frankenstein import rule as R
 from frankenstein.torch import Frankenstein
 
-torch.set_num_threads(1)  # tensors here are small: on a busy machine a thread pool only waits for its own threads
-
 STATE_KEYS = {"momentum_buffer", "second_moment", "squared_grad"}
 
 SETTINGS = {

@@ -15,13 +15,17 @@ from matplotlib.figure import Figure
 from frankenstein.compare.records import Record
 from frankenstein.compare.summary import ProblemSummary, Setting
 
-# Okabe and Ito's colours, which people with colour blindness can tell apart; line styles for print.
+# Okabe and Ito's colours, which people with colour blindness can tell apart; dashes when they are used up.
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#999999")
-STYLES = ("-", "--", "-.", ":")
+STYLES = ("-", "--", ":")
 
 
 def _style(index: int) -> dict[str, Any]:
-    return {"color": COLOURS[index % len(COLOURS)], "linestyle": STYLES[index % len(STYLES)], "linewidth": 1.6}
+    return {
+        "color": COLOURS[index % len(COLOURS)],
+        "linestyle": STYLES[index // len(COLOURS) % len(STYLES)],
+        "linewidth": 1.6,
+    }
 
 
 def _figure(n_panels: int, n_columns: int) -> tuple[Figure, list[Axes]]:
