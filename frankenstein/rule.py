@@ -140,7 +140,7 @@ def rule_config(rule: str | Rule) -> str:
 
     Text, because that is what every checkpoint format keeps as it is.
 
-    Example:
+    Examples:
         >>> rule_config(Rule()), as_rule(rule_config(Rule(use_xi=False))).use_xi
         ('paper', False)
     """
@@ -302,7 +302,7 @@ def update(
         skip_nonfinite: Elements whose gradient is NaN, infinite or beyond `gradient_limit` neither move nor change
             their state.
 
-    Example:
+    Examples:
         >>> import numpy as np
         >>> theta = np.array([1.0, -2.0])
         >>> delta, state = update(np, 2 * theta, init(np, theta), lr=1e-3)

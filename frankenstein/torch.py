@@ -48,7 +48,7 @@ class Frankenstein(Optimizer):
     Raises:
         ValueError: An argument is outside its range; the message names it and says what is allowed.
 
-    Example:
+    Examples:
         >>> import torch
         >>> model = torch.nn.Linear(2, 1, bias=False)
         >>> _ = torch.nn.init.ones_(model.weight)

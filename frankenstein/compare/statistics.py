@@ -28,7 +28,7 @@ def bootstrap_mean(scores: ArrayLike, confidence: float = 0.95, n_resamples: int
     Raises:
         ValueError: There is no score, or one is not finite.
 
-    Example:
+    Examples:
         >>> bootstrap_mean([0.25, 0.5, 0.75])
         Interval(value=0.5, low=0.25, high=0.75)
     """
@@ -50,7 +50,7 @@ def bootstrap_mean(scores: ArrayLike, confidence: float = 0.95, n_resamples: int
 def median_with_misses(steps: list[int | None]) -> float:
     """Return the median number of steps to a target, where None is a run that never reached it: inf if half missed.
 
-    Example:
+    Examples:
         >>> median_with_misses([30, None, 50]), median_with_misses([30, None, None])
         (50.0, inf)
     """
@@ -64,7 +64,7 @@ def mean_ranks(scores: ArrayLike, is_higher_better: ArrayLike) -> np.ndarray:
         scores: Shape (n_optimizers, n_problems).
         is_higher_better: Shape (n_problems,).
 
-    Example:
+    Examples:
         >>> mean_ranks([[0.9, 1.0], [0.8, 1.0]], [True, False])
         array([1.25, 1.75])
     """
