@@ -19,7 +19,13 @@ _HOME = {"Frankenstein": "frankenstein.torch", "Rule": "frankenstein.rule"}
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
+        try:
+            return getattr(import_module(_HOME[name]), name)
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            needs = f"frankenstein.{name} needs PyTorch; pip install 'frankenstein-optimizer[torch]'"
+            raise ImportError(needs, name="torch") from error
     if name == "__version__":
         from importlib.metadata import version
 

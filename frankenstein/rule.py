@@ -2,7 +2,9 @@
 
 Everything is elementwise. `xp` is the array namespace (`numpy`, `torch`, `jax.numpy`, `array_api_strict`); the code
 uses only functions that all of them have and never writes into an input, so it can be traced, compiled and
-differentiated.
+differentiated. A namespace made by hand must have, besides the operators of its arrays:
+
+    zeros_like ones_like full_like where maximum clip abs sqrt exp log tanh atan finfo
 
 The paper's letters are used here, in the fused kernels and in the tests' oracle, and nowhere else:
 
@@ -22,6 +24,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass
+from numbers import Real
 from typing import Any, Literal, NamedTuple
 
 __all__ = [
@@ -89,19 +92,27 @@ class Rule:
 
     def __post_init__(self) -> None:
         for name in ("beta1_gap_range", "rho_log_range"):
-            low, high = getattr(self, name)
-            if not low <= high:
-                raise ValueError(f"Invalid {name}: {(low, high)!r}; the first value must not exceed the second")
-            object.__setattr__(self, name, (float(low), float(high)))  # a list, from JSON, is welcome
+            bounds = getattr(self, name)
+            if not (isinstance(bounds, tuple | list) and len(bounds) == 2 and all(map(_is_number, bounds))):
+                raise ValueError(f"Invalid {name}: {bounds!r}; allowed are two numbers")
+            if not bounds[0] <= bounds[1]:
+                raise ValueError(f"Invalid {name}: {bounds!r}; the first value must not exceed the second")
+            object.__setattr__(self, name, tuple(map(float, bounds)))  # a list, from JSON, is welcome
         if not (self.beta1_gap_range[0] >= 0.0 and self.beta1_gap_range[1] <= 1.0):
             raise ValueError(f"Invalid beta1_gap_range: {self.beta1_gap_range!r}; 1 - beta1 lies in [0, 1]")
         if self.rho_source not in ("squared_grad", "second_moment"):
             raise ValueError(f"Invalid rho_source: {self.rho_source!r}; allowed are 'squared_grad' and 'second_moment'")
-        if self.ratio_limit is not None and not self.ratio_limit > 0.0:
-            raise ValueError(f"Invalid ratio_limit: {self.ratio_limit!r}; allowed are numbers > 0 and None")
+        if self.ratio_limit is not None:
+            if not (_is_number(self.ratio_limit) and self.ratio_limit > 0.0):
+                raise ValueError(f"Invalid ratio_limit: {self.ratio_limit!r}; allowed are numbers > 0 and None")
+            object.__setattr__(self, "ratio_limit", float(self.ratio_limit))
         for name in SWITCHES:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"Invalid {name}: {getattr(self, name)!r}; allowed are True and False")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 PRESETS: dict[str, Rule] = {
@@ -201,12 +212,20 @@ def init(xp: Any, params: Array) -> State:
 
 
 def gradient_limit(xp: Any, dtype: Any, eps: float = 1e-8) -> float:
-    """Return the largest |gradient| for which no factor overflows: `sqrt(max * eps)`.
+    """Return the largest |gradient| for which no factor overflows: `sqrt(max * eps)`, for eps above 1 `sqrt(max)`.
 
-    With the default eps that is 1.8e15 in float32 and 1.3e150 in float64. Beyond it the ratio of eq. 10 can overflow,
-    so the policies `"skip"` and `"raise"` treat larger gradients like inf.
+    With the default eps that is 1.8e15 in float32 and 1.3e150 in float64. Beyond it the ratio of eq. 10, or the squared
+    gradient itself, can overflow, so the policies `"skip"` and `"raise"` treat larger gradients like inf.
+
+    Within it the *factors* are finite (at the first step, where `lr` stands for x, if `lr >= eps`). The second moment
+    may become -inf, after a jump of the gradient by many decades: the next maximum repairs it.
     """
-    return math.sqrt(float(xp.finfo(dtype).max)) * math.sqrt(eps)
+    return math.sqrt(float(xp.finfo(dtype).max)) * min(1.0, math.sqrt(eps))
+
+
+def _plain(scalar: Scalar) -> Scalar:
+    """Return any kind of number as a float, because numpy's scalars promote float32 arrays; an array as it is."""
+    return float(scalar) if isinstance(scalar, Real) else scalar
 
 
 def factors(
@@ -232,6 +251,8 @@ def factors(
         base_lr: Learning rate at which beta1 is `momentum`.
         rule: Constants and switches.
     """
+    lr, eps, momentum, base_lr = map(_plain, (lr, eps, momentum, base_lr))
+
     # Eq. 3. An array lr (traced, or one per system) stays in the framework; a float costs nothing.
     beta1 = momentum
     if rule.beta1_follows_lr:
@@ -240,7 +261,7 @@ def factors(
         beta1 = 1.0 - (min(max(gap, low), high) if isinstance(gap, float) else xp.clip(gap, low, high))
 
     # x_0 = lr; later x >= eps > 0. At lr = 0 the step is a pause and base_lr only keeps the ratio below finite.
-    x_0 = (lr or base_lr) if isinstance(lr, (int, float)) else xp.where(lr == 0.0, base_lr, lr)
+    x_0 = (lr or base_lr) if isinstance(lr, float) else xp.where(lr == 0.0, base_lr, lr)
     x = xp.where(state.x == 0.0, x_0, state.x)
     x_t = grad * grad + eps
 
@@ -253,18 +274,21 @@ def factors(
     else:
         v_hat = xp.where(state.x == 0.0, x_t, xp.maximum(state.v, xp.full_like(x_t, eps)))
 
-    rho = xp.ones_like(x_t)
-    if rule.use_rho:  # eq. 5
+    if not rule.use_rho:
+        rho = xp.ones_like(x_t)
+    else:  # eq. 5
         low, high = rule.rho_log_range
         root = xp.sqrt(x_t if rule.rho_source == "squared_grad" else v_hat)
         rho = xp.log(xp.clip(math.e + root + alignment, math.exp(low), math.exp(high)))
 
-    xi = xp.ones_like(x_t)
-    if rule.use_xi:  # eq. 13
+    if not rule.use_xi:
+        xi = xp.ones_like(x_t)
+    else:  # eq. 13
         xi = XI_GAIN / (1.0 + xp.exp(-xp.abs(x - 0.5 + alignment)))
 
-    w = xp.full_like(x_t, FIXED_W)
-    if rule.beta2_adapts:  # eq. 10
+    if not rule.beta2_adapts:
+        w = xp.full_like(x_t, FIXED_W)
+    else:  # eq. 10
         ratio = x_t / x
         if rule.ratio_limit is not None:
             ratio = xp.clip(ratio, 0.0, rule.ratio_limit)
@@ -310,12 +334,11 @@ def update(
         [-0.0018993  0.0018993] [ 4. 16.]
     """
     active = None  # where the step counts; None: everywhere
-    if isinstance(lr, (int, float)):
-        lr = float(lr)  # a numpy scalar would promote float32 arrays
-        if lr == 0.0:
-            return xp.zeros_like(grad), state
-    else:
+    lr = _plain(lr)
+    if not isinstance(lr, float):
         active = lr != 0.0
+    elif lr == 0.0:
+        return xp.zeros_like(grad), state
     if skip_nonfinite:
         usable = xp.abs(grad) <= gradient_limit(xp, grad.dtype, eps)  # False for NaN
         active = usable if active is None else active & usable

@@ -148,6 +148,55 @@ def test_learning_rate_may_be_an_array(name):
             np.testing.assert_allclose(np.asarray(part)[i], expected, rtol=ORACLE_TOLERANCE, atol=ORACLE_TOLERANCE)
 
 
+@pytest.mark.parametrize("number", [np.float64, np.float32, int])
+def test_numbers_of_any_kind_keep_the_arrays_dtype(number):
+    """Guards against numpy scalars, from a schedule say, that promote float32 arrays, in any of the options."""
+    grad = np.array([0.5, -1.0], "float32")
+    state = R.State(*(np.array(a, "float32") for a in ([-1e-3, 2e-3], [0.3, 0.1], [0.2, 0.1])))
+    options = {"lr": number(2), "eps": number(1), "momentum": number(0), "base_lr": number(3)}
+    plain = {name: float(value) for name, value in options.items()}
+    for actual, expected in [
+        (R.factors(np, grad, state, **options), R.factors(np, grad, state, **plain)),
+        (R.update(np, grad, state, **options)[1], R.update(np, grad, state, **plain)[1]),
+    ]:
+        for a, b in zip(actual, expected, strict=True):
+            assert type(a) is type(b) and np.array_equal(a, b)
+            assert isinstance(a, float) or a.dtype == "float32"
+    assert R.update(np, grad, state, **options)[0].dtype == "float32"
+
+
+class Recording:
+    """A namespace of numpy's functions that notes which are used."""
+
+    def __init__(self):
+        self.used = set()
+
+    def __getattr__(self, name):
+        self.used.add(name)
+        return getattr(np, name)
+
+
+def test_namespace_needs_what_is_documented():
+    """Guards against a function that front-ends with a namespace of their own do not have."""
+    xp = Recording()
+    rules = [*R.PRESETS.values(), *(replace(R.Rule(), **{switch: False}) for switch in R.SWITCHES)]
+    for rule, lr in itertools.product(rules, (1e-3, np.full(2, 1e-3))):
+        state = R.init(xp, np.ones(2))
+        R.update(xp, np.ones(2), state, lr=lr, rule=rule, skip_nonfinite=True)
+    listed = R.__doc__.partition("must have, besides the operators of its arrays:")[2].split("\n\n")[1]
+    assert xp.used == set(listed.split())
+
+
+def test_factors_make_no_arrays_to_throw_away():
+    """Guards against fills that the next line overwrites: only a part that is switched off is an array of ones."""
+    for switch, fills in [(None, set()), ("use_rho", {"ones_like"}), ("beta2_adapts", {"full_like"})]:
+        xp = Recording()
+        rule = replace(R.Rule(), **{switch: False} if switch else {})
+        f = R.factors(xp, np.ones(3), R.init(np, np.ones(3)), lr=1e-3, rule=rule)
+        assert xp.used & {"ones_like", "full_like", "zeros_like"} == fills
+        assert all(part.shape == (3,) for part in f[:-1])
+
+
 def test_traceable():
     """Under jit the learning rate is a tracer; a second call with another value does not compile again."""
     n_traces = 0
@@ -303,19 +352,33 @@ def test_eps_matters_at_this_tolerance():
     assert np.max(np.abs(with_eps - without)) > 10 * ORACLE_TOLERANCE
 
 
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_gradient_limit_is_the_valid_range(dtype):
+@pytest.mark.parametrize("dtype, largest", [("float32", 3.4028235e38), ("float64", 1.7976931e308)])
+@pytest.mark.parametrize("eps", [1e-8, 1e-4, 100.0])
+def test_gradient_limit_is_the_valid_range(dtype, largest, eps):
     """Traps 5 and 7: just inside the limit every factor is finite, from any legal state; just outside, not."""
-    limit = R.gradient_limit(np, np.dtype(dtype))
-    assert limit == pytest.approx({"float32": 1.8446743e15, "float64": 1.3407808e150}[dtype], rel=1e-6)
-    for previous in (1e-8, 1.0, limit**2 * 0.9):
+    limit = R.gradient_limit(np, np.dtype(dtype), eps)
+    assert limit == pytest.approx(math.sqrt(largest) * min(1.0, math.sqrt(eps)), rel=1e-6)
+    grad, twice = np.array([0.999 * limit], dtype), np.array([2 * limit], dtype)
+    for previous in (eps, 1.0 + eps, limit**2 * 0.9):
         for m in (0.0, -1e-3, 1e3):
             state = R.State(*(np.array([a], dtype) for a in (m, previous, previous)))
-            f = R.factors(np, np.array([0.999 * limit], dtype), state, lr=1e-3)
+            f = R.factors(np, grad, state, lr=1e-3, eps=eps)
             assert all(np.isfinite(part).all() for part in f)
-    state = R.State(*(np.array([a], dtype) for a in (-1e-3, 1e-8, 1e-8)))
+    state = R.State(*(np.array([a], dtype) for a in (-1e-3, eps, eps)))
     with np.errstate(over="ignore"):
-        assert not np.isfinite(R.factors(np, np.array([2 * limit], dtype), state, lr=1e-3).w).all()
+        assert not np.isfinite(R.factors(np, twice, state, lr=1e-3, eps=eps).w).all()
+
+
+def test_second_moment_may_overflow_within_the_limit_and_recovers():
+    """The limit is about the factors: v becomes -inf after a jump from nothing to the limit, for one step."""
+    limit = R.gradient_limit(np, np.dtype("float32"))
+    state = R.State(*(np.array([a], "float32") for a in (-1e-3, limit**2 * 0.9, 1e-8)))
+    grad = np.array([0.7 * limit], "float32")
+    with np.errstate(over="ignore"):
+        delta, state = R.update(np, grad, state, lr=1e-3)
+    assert state.v[0] == -math.inf and np.isfinite(delta).all()
+    delta, state = R.update(np, grad, state, lr=1e-3)
+    assert np.isfinite([delta, *state]).all()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e200])
@@ -420,6 +483,8 @@ def test_rule_as_plain_data():
     assert isinstance(R.rule_config(custom), str)
     assert R.as_rule(R.rule_config(custom)) == custom
     assert hash(R.as_rule(R.rule_config(custom))) == hash(custom)
+    of_numpy = replace(R.Rule(), ratio_limit=np.float32(2.0), rho_log_range=(np.float64(0.5), np.int64(1)))
+    assert R.as_rule(R.rule_config(of_numpy)) == of_numpy
 
 
 @pytest.mark.parametrize(
@@ -438,6 +503,22 @@ def test_rule_as_plain_data():
         (lambda: R.Rule(rho_log_range=(1.0, 0.5)), r"Invalid rho_log_range: \(1.0, 0.5\)"),
         (lambda: R.Rule(beta1_gap_range=(-0.1, 0.5)), r"Invalid beta1_gap_range"),
         (lambda: R.Rule(rho_source="v"), r"Invalid rho_source: 'v'"),
+        (lambda: R.Rule(ratio_limit="x"), r"Invalid ratio_limit: 'x'; allowed are numbers > 0 and None"),
+        (lambda: R.Rule(ratio_limit=True), r"Invalid ratio_limit: True; allowed are numbers > 0 and None"),
+        *(
+            (
+                lambda name=name, value=value: R.Rule(**{name: value}),
+                rf"Invalid {name}: {shown}; allowed are two numbers",
+            )
+            for name in ("rho_log_range", "beta1_gap_range")
+            for value, shown in [
+                (3, "3"),
+                ((1, 2, 3), r"\(1, 2, 3\)"),
+                (("a", "b"), r"\('a', 'b'\)"),
+                (None, "None"),
+                ("ab", "'ab'"),
+            ]
+        ),
     ],
 )
 def test_wrong_rules_are_refused(make, message):
@@ -456,6 +537,18 @@ def test_import_needs_numpy_only():
         "assert frankenstein.Frankenstein.__module__ == 'frankenstein.torch' and 'jax' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_without_torch():
+    """Guards against "No module named 'torch'", which does not say what to install."""
+    code = (
+        "import sys; sys.modules['torch'] = None; from frankenstein import Rule; from frankenstein import Frankenstein"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("ImportError: ") and "pip install 'frankenstein-optimizer[torch]'" in last
+    assert "The above exception was the direct cause" in done.stderr
 
 
 def test_unknown_attribute():
