@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from numbers import Real
-from typing import Any, Literal, cast
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
 
-from frankenstein.rule import STATE_KEYS, Rule, State, as_rule, gradient_limit, rule_config, update
+from frankenstein.rule import PRESETS, STATE_KEYS, Rule, State, as_rule, gradient_limit, rule_config, update
 
 __all__ = ["Frankenstein"]
 
 NONFINITE = ("propagate", "skip", "raise")
 MIN_EPS = torch.finfo(torch.float32).tiny  # a smaller eps is 0 in float32, and then 0 / 0
 RELEASED_STATE_KEYS = dict(zip(("m", "vmax", "s"), STATE_KEYS, strict=True))  # names in the authors' checkpoints
+# Float16 state breaks at once: 1e-8 rounds to 0. What is not named here has float32 state.
+STATE_DTYPES = {dtype: dtype for dtype in (torch.float64, torch.complex64, torch.complex128)} | {
+    torch.complex32: torch.complex64
+}
 
 
 class Frankenstein(Optimizer):
@@ -118,12 +123,21 @@ class Frankenstein(Optimizer):
         """Load what `state_dict` returned: bitwise, in the state's own dtype, on the parameters' devices.
 
         torch would cast the state to the parameters' dtype, which rounds the float32 state of bfloat16 parameters. The
-        caller's dictionary is neither changed nor kept. Checkpoints of the authors' released code load too.
+        caller's dictionary is neither changed nor kept. Checkpoints of the authors' released code load too, and go on
+        as that code does.
+
+        Raises:
+            ValueError: The state is another optimizer's, or the groups do not match. Nothing has changed then.
         """
         final: dict[str, Any] = {}
 
-        def rename(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:  # after the user's own hooks
-            final.update(loaded, state={key: _rename_released(entry) for key, entry in loaded["state"].items()})
+        def translate(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:  # after the user's own hooks
+            final.update(
+                loaded,
+                state={key: _translate_state(entry) for key, entry in loaded["state"].items()},
+                param_groups=[_translate_group(group) for group in loaded["param_groups"]],
+            )
+            _check_origin(final)
             return final
 
         def restore(_: Optimizer) -> None:  # before the user's own hooks
@@ -133,7 +147,7 @@ class Frankenstein(Optimizer):
                         if isinstance(value, Tensor) and name in STATE_KEYS:
                             self.state[param][name] = value.detach().to(param.device, _state_dtype(param), copy=True)
 
-        before = self.register_load_state_dict_pre_hook(rename)
+        before = self.register_load_state_dict_pre_hook(translate)
         after = self.register_load_state_dict_post_hook(restore, prepend=True)
         try:
             super().load_state_dict(state_dict)
@@ -153,66 +167,136 @@ class Frankenstein(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._refuse_bad_gradients()
+        self._refuse_sparse_gradients()
+        self._refuse_nonfinite_gradients()
         for group in self.param_groups:
-            options: dict[str, Any] = {key: float(group[key]) for key in ("eps", "momentum", "base_lr")}
-            options["rule"] = as_rule(group["rule"])
-            for param in group["params"]:
-                if param.grad is not None:
-                    _step_parameter(param, self.state[param], group, options)
+            params: list[Tensor] = []
+            grads: list[Tensor] = []
+            states = State([], [], [])
+            self._init_group(group, params, grads, *states)
+            _step_each(
+                params,
+                grads,
+                states,
+                lr=group["lr"],
+                eps=float(group["eps"]),
+                momentum=float(group["momentum"]),
+                base_lr=float(group["base_lr"]),
+                weight_decay=float(group["weight_decay"]),
+                rule=as_rule(group["rule"]),
+                skip_nonfinite=group["nonfinite"] == "skip",
+                maximize=group["maximize"],
+                differentiable=group["differentiable"],
+            )
         return loss
 
-    def _with_gradient(self) -> Iterator[tuple[str, Tensor, dict[str, Any]]]:
-        """Yield description, parameter and group of every parameter that has a gradient."""
+    def _init_group(
+        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], *states: list[Tensor]
+    ) -> None:
+        """Append what the group's parameters with a gradient step with; make the state that is missing.
+
+        Name and shape are those of torch's optimizers: `torch.compile` runs a method so called instead of tracing it,
+        and then compiles the same step for the first call and for all later ones.
+        """
+        for param in group["params"]:
+            if param.grad is None:
+                continue
+            state = self.state[param]
+            if STATE_KEYS[0] not in state:  # it may hold a user's own entries
+                for key in STATE_KEYS:
+                    state[key] = torch.zeros_like(param, dtype=_state_dtype(param), memory_format=torch.preserve_format)
+            params.append(param)
+            grads.append(param.grad)
+            for key, tensors in zip(STATE_KEYS, states, strict=True):
+                tensors.append(state[key])
+
+    def _with_gradient(self) -> Iterator[tuple[int, int, Tensor]]:
+        """Yield group index, index in the group, and gradient."""
         for i, group in enumerate(self.param_groups):
-            names = group.get("param_names")
             for j, param in enumerate(group["params"]):
                 if param.grad is not None:
-                    yield f"{names[j]!r}" if names else f"{j} of group {i}", param, group
+                    yield i, j, param.grad
 
-    def _refuse_bad_gradients(self) -> None:
-        for name, param, group in self._with_gradient():
-            grad = cast(Tensor, param.grad)
+    def _name(self, i: int, j: int) -> str:
+        names = self.param_groups[i].get("param_names")
+        return f"{names[j]!r}" if names else f"{j} of group {i}"
+
+    def _refuse_sparse_gradients(self) -> None:
+        for i, j, grad in self._with_gradient():
             if grad.layout != torch.strided:
                 raise RuntimeError(
-                    f"Frankenstein does not support sparse gradients: parameter {name} has a gradient of layout "
-                    f"{grad.layout}. Use sparse=False in the layer, or torch.optim.SparseAdam for this parameter."
+                    f"Frankenstein does not support sparse gradients: parameter {self._name(i, j)} has a gradient "
+                    f"of layout {grad.layout}. Use sparse=False in the layer, or torch.optim.SparseAdam for this one."
                 )
+
+    def _refuse_nonfinite_gradients(self) -> None:
+        """Count on the devices, and wait for each of them once; look for the parameter only if there is one to name."""
+        counts: dict[tuple[int, int], Tensor] = {}
+        for i, j, grad in self._with_gradient():
+            group = self.param_groups[i]
             if group["nonfinite"] == "raise":
-                n_bad = int((~_is_usable(_real(grad).to(_compute_dtype(param)), group["eps"])).sum())
-                if n_bad:
-                    limit = gradient_limit(torch, _compute_dtype(param), group["eps"])
-                    raise RuntimeError(
-                        f"parameter {name} has {n_bad} gradient elements that are NaN, infinite or larger than "
-                        f"{limit:.1e}; nothing was changed (nonfinite='raise')"
-                    )
+                grad = _real(grad).to(_compute_dtype(group["params"][j]))
+                counts[i, j] = (~_is_usable(grad, group["eps"])).sum()
+        by_device: dict[torch.device, list[Tensor]] = {}
+        for count in counts.values():
+            by_device.setdefault(count.device, []).append(count)
+        if any(torch.stack(of_device).any().item() for of_device in by_device.values()):
+            (i, j), n_bad = next((key, int(count)) for key, count in counts.items() if count)
+            group = self.param_groups[i]
+            limit = gradient_limit(torch, _compute_dtype(group["params"][j]), group["eps"])
+            raise RuntimeError(
+                f"parameter {self._name(i, j)} has {n_bad} gradient elements that are NaN, infinite or larger than "
+                f"{limit:.1e}; nothing was changed (nonfinite='raise')"
+            )
 
 
-def _step_parameter(param: Tensor, state: dict[str, Tensor], group: dict[str, Any], options: dict[str, Any]) -> None:
-    """Move one parameter by the rule and its decoupled weight decay; write its state."""
-    if not state:
-        for key in STATE_KEYS:
-            state[key] = torch.zeros_like(param, dtype=_state_dtype(param), memory_format=torch.preserve_format)
-    skips, decay = group["nonfinite"] == "skip", float(group["weight_decay"])
-    grad = _real(cast(Tensor, param.grad)).to(_compute_dtype(param))
-    grad = -grad if group["maximize"] else grad
-    lr = group["lr"]
-    # Two 0-dim tensors promote each other: a float64 lr would make a float32 scalar parameter's state float64.
-    lr = lr.reshape(()).to(grad.device, grad.dtype) if isinstance(lr, Tensor) else float(lr)
+def _step_each(
+    params: list[Tensor],
+    grads: list[Tensor],
+    states: State,
+    *,
+    lr: float | Tensor,
+    eps: float,
+    momentum: float,
+    base_lr: float,
+    weight_decay: float,
+    rule: Rule,
+    skip_nonfinite: bool,
+    maximize: bool,
+    differentiable: bool,
+) -> None:
+    """Move parameters, one after the other, by the rule and their decoupled weight decay; write parameters and state.
 
-    before = State(*(_real(state[key]) for key in STATE_KEYS))
-    delta, after = update(torch, grad, before, lr=lr, skip_nonfinite=skips, **options)
-    theta = _real(param).to(grad.dtype, copy=group["differentiable"])  # autograd still needs the old values
-    moved = (theta * (1 - lr * decay) if decay else theta) + delta
-    if skips and decay:
-        moved = torch.where(_is_usable(grad, group["eps"]), moved, theta)
+    Plain tensor operations, for every device and dtype. `states` holds one list of tensors for each part of the state;
+    the options are the class's, with `skip_nonfinite` for `nonfinite="skip"`. Gradients are never modified.
+    """
+    for param, grad, *state in zip(params, grads, *states, strict=True):
+        grad = _real(grad).to(_compute_dtype(param))
+        grad = -grad if maximize else grad
+        # Two 0-dim tensors promote each other: a float64 lr would make a float32 scalar parameter's state float64.
+        rate = lr.reshape(()).to(grad.device, grad.dtype) if isinstance(lr, Tensor) else float(lr)
+        theta = _real(param).to(grad.dtype, copy=differentiable)
+        old = State(*map(_real, state))
+        before = State(*(tensor.clone() for tensor in old)) if differentiable else old
 
-    param.copy_(_like(param, moved))
-    for key, old, new in zip(STATE_KEYS, before, after, strict=True):
-        if not group["differentiable"]:
-            old.copy_(new)
-        elif new is not old:
-            state[key] = _like(param, new)
+        delta, after = update(
+            torch,
+            grad,
+            before,
+            lr=rate,
+            eps=eps,
+            momentum=momentum,
+            base_lr=base_lr,
+            rule=rule,
+            skip_nonfinite=skip_nonfinite,
+        )
+        moved = (theta * (1 - rate * weight_decay) if weight_decay else theta) + delta
+        if skip_nonfinite and weight_decay:
+            moved = torch.where(_is_usable(grad, eps), moved, theta)
+
+        param.copy_(_like(param, moved))
+        for tensor, new in zip(old, after, strict=True):
+            tensor.copy_(new)
 
 
 def _real(tensor: Tensor) -> Tensor:
@@ -226,21 +310,52 @@ def _like(param: Tensor, real: Tensor) -> Tensor:
 
 
 def _state_dtype(param: Tensor) -> torch.dtype:
-    return torch.promote_types(param.dtype, torch.float32)  # float16 state breaks at once: 1e-8 rounds to 0
+    return STATE_DTYPES.get(param.dtype, torch.float32)
 
 
 def _compute_dtype(param: Tensor) -> torch.dtype:
-    return _state_dtype(param).to_real()
+    return torch.float64 if param.dtype in (torch.float64, torch.complex128) else torch.float32
 
 
 def _is_usable(grad: Tensor, eps: float) -> Tensor:
     return grad.abs() <= gradient_limit(torch, grad.dtype, eps)  # False for NaN
 
 
-def _rename_released(entry: Any) -> Any:
+def _translate_state(entry: Any) -> Any:
+    """Return a parameter's entry with the authors' released code's names replaced by ours."""
     if isinstance(entry, Mapping) and RELEASED_STATE_KEYS.keys() <= entry.keys():
         return {RELEASED_STATE_KEYS.get(key, key): value for key, value in entry.items()}
     return entry
+
+
+def _translate_group(group: dict[str, Any]) -> dict[str, Any]:
+    """Return a group of the authors' released code with the options that make it go on as that code does."""
+    if "fixed_beta" not in group or "rule" in group:
+        return group
+    group = dict(group, rule="authors")
+    fixed_beta = group.pop("fixed_beta")
+    if fixed_beta:  # 0: beta1 follows the learning rate
+        group["momentum"] = fixed_beta
+        group["rule"] = rule_config(replace(PRESETS["authors"], beta1_follows_lr=False))
+    return group
+
+
+def _check_origin(state_dict: dict[str, Any]) -> None:
+    """Raise `ValueError` if a parameter's entry has not all of our keys; a user's own keys may stand beside them."""
+    is_ours = all("rule" in group for group in state_dict["param_groups"])  # then they may also stand alone
+    for key, entry in state_dict["state"].items():
+        if not isinstance(entry, Mapping) or not entry:
+            continue
+        n_ours = len(entry.keys() & set(STATE_KEYS))
+        if n_ours < len(STATE_KEYS) and (n_ours or not is_ours):
+            raise ValueError(
+                f"Invalid checkpoint: the state of parameter {key} has {_listed(entry)}; expected are "
+                f"{_listed(STATE_KEYS)}. Was it saved by another optimizer?"
+            )
+
+
+def _listed(keys: Iterable[Any]) -> str:
+    return ", ".join(map(repr, keys))
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -249,7 +364,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
     if isinstance(lr, Tensor):
         if lr.numel() != 1:
             raise ValueError(f"Invalid lr: a tensor of {lr.numel()} elements; Tensor lr must be 1-element")
-        lr = lr.item()
+        lr = 0.0 if lr.is_meta else lr.item()  # a meta tensor has no value yet
     _check_number("lr", lr, 0.0, math.inf, "a finite number >= 0")
     _check_number(
         "eps", options["eps"], MIN_EPS, math.inf, f"a finite number >= {MIN_EPS:.2g} (smaller is 0 in float32)"

@@ -107,6 +107,13 @@ def test_what_is_allowed_works(kwargs):
     assert all(torch.isfinite(tensor).all() for tensor in values(optimizer))
 
 
+def test_learning_rate_without_a_value():
+    """Guards against asking a tensor on the meta device, where models are built early, for its number."""
+    with torch.device("meta"):
+        optimizer = Frankenstein([torch.ones(3, requires_grad=True)], lr=torch.tensor(1e-3))
+    assert train(optimizer, [[torch.ones(3, device="meta")]]).param_groups[0]["lr"].is_meta
+
+
 def test_unknown_arguments():
     """Guards against a misspelt argument, or another optimizer's, being ignored; only `lr` is positional."""
     with pytest.raises(TypeError, match="betas"):

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 from torch.optim.lr_scheduler import ReduceLROnPlateau
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch_contract import SETTINGS, STATE_KEYS, assert_bitwise, gradients, make, parameters, train, values
 
 from frankenstein.rule import gradient_limit
@@ -72,6 +73,39 @@ def test_raise(bad, named):
     assert_bitwise(values(optimizer), before)
     train(optimizer, grads[3:])
     assert all(torch.isfinite(tensor).all() for tensor in values(optimizer))
+
+
+class Unprintable(str):
+    def __repr__(self):
+        raise AssertionError("a description was made that nobody reads")
+
+
+class Waits(TorchDispatchMode):
+    """Counts how often the device is waited for."""
+
+    n = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.n += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default)
+        return func(*args, **(kwargs or {}))
+
+
+def test_raise_waits_once():
+    """Guards against a wait, or a description, per parameter at every step where all is well."""
+    params = parameters(*[(3,)] * 5)
+    named = [(Unprintable(i), param) for i, param in enumerate(params)]
+    optimizer = make([{"params": named[:2]}, {"params": named[2:], "eps": 1e-6}], nonfinite="raise")
+    for step in gradients(params, 3):
+        for param, grad in zip(params, step, strict=True):
+            param.grad = grad
+        with Waits() as waits:
+            optimizer.step()
+        assert waits.n == 1
+
+
+def test_raise_without_any_gradient():
+    """Guards against a sum over nothing."""
+    make(parameters((3,)), nonfinite="raise").step()
 
 
 def test_each_group_has_its_policy():

@@ -77,6 +77,20 @@ def test_low_precision_rounds_once(dtype, setting):
             assert a.dtype == torch.float32 and torch.equal(a, b)
 
 
+@pytest.mark.filterwarnings("ignore:ComplexHalf support is experimental")
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.complex32, torch.complex64, torch.complex128],
+    ids=str,
+)
+def test_state_is_float32_or_wider(dtype):
+    """Guards against a dtype that the table of state dtypes lacks, or has wrong."""
+    param = torch.ones(3, dtype=dtype, requires_grad=True)
+    optimizer = train(make([param], lr=0.1), [[torch.ones(3, dtype=dtype)]])
+    assert {tensor.dtype for tensor in optimizer.state[param].values()} == {torch.promote_types(dtype, torch.float32)}
+    assert (torch.view_as_real(param)[:, 0] if dtype.is_complex else param).double().max() < 1
+
+
 def test_float16_gradients_may_square_to_more_than_float16():
     """Guards against x = g * g in float16, where 300 squared is inf and 1e-4 squared is 0."""
     param = torch.ones(3, dtype=torch.float16, requires_grad=True)

@@ -7,6 +7,7 @@ import io
 import json
 import pickle
 from collections import defaultdict
+from dataclasses import replace
 
 import pytest
 import torch
@@ -20,11 +21,13 @@ from torch_contract import (
     make,
     parameters,
     resumed,
+    rule_trajectory,
     through_a_file,
     train,
     values,
 )
 
+from frankenstein import rule as R
 from frankenstein.torch import Frankenstein
 
 SHAPES = [(4, 3), (), (0,), (7,)]
@@ -159,23 +162,100 @@ def test_checkpoint_from_before_an_option_existed(missing):
     assert_same(train(fresh, grads[2:]), train(optimizer, grads[2:]))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_checkpoint_of_the_released_code(dtype):
-    """Guards against momentum, second moment and squared gradient that land in each other's place."""
+RELEASED = {"momentum_buffer": "m", "squared_grad": "s", "second_moment": "vmax"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("fixed_beta", [0, 0.8])
+def test_checkpoint_of_the_released_code(fixed_beta, dtype):
+    """Guards against parts of the state in each other's place, and against going on by another rule than it began."""
+    rule = replace(R.PRESETS["authors"], beta1_follows_lr=not fixed_beta)
+    options = {"lr": 2e-3, "eps": 1e-7, "weight_decay": 0.1}
     params = parameters((3,), (2, 2), dtype=dtype)
+    start = [param.detach().clone() for param in params]
     grads = gradients(params, 6)
-    ours = train(make(params, rule="authors", lr=2e-3), grads[:3])
-    state = copy.deepcopy(ours.state_dict()["state"])
-    names = {"momentum_buffer": "m", "squared_grad": "s", "second_moment": "vmax"}
+    whole = train(make(params, rule=rule, momentum=fixed_beta or 0.9, **options), grads[:3])
+    state = copy.deepcopy(whole.state_dict()["state"])
     released = {
-        "state": {i: {names[key]: value for key, value in entry.items()} for i, entry in state.items()},
-        "param_groups": [{"lr": 2e-3, "fixed_beta": 0.9, "eps": 1e-8, "weight_decay": 0.0, "params": [0, 1]}],
+        "state": {i: {RELEASED[key]: value for key, value in entry.items()} for i, entry in state.items()},
+        "param_groups": [{**options, "fixed_beta": fixed_beta, "params": [0, 1]}],
     }
-    fresh = make([param.detach().clone().requires_grad_() for param in params], rule="authors")
+    before = copy.deepcopy(released["param_groups"])
+    fresh = make([param.detach().clone().requires_grad_() for param in params])
     fresh.load_state_dict(through_a_file(released))
+    assert released["param_groups"] == before and released["state"][0].keys() == set(RELEASED.values())
     assert all(entry.keys() == STATE_KEYS for entry in fresh.state.values())
-    assert_bitwise(values(train(fresh, grads[3:])), values(train(ours, grads[3:])))
-    assert released["state"][0].keys() == set(names.values())
+    assert R.as_rule(fresh.param_groups[0]["rule"]) == rule and "fixed_beta" not in fresh.param_groups[0]
+
+    half = values(fresh)
+    train(fresh, grads[3:])
+    assert_bitwise(values(fresh), values(train(whole, grads[3:])))
+    assert_same(train(resumed(fresh), grads[:1]), train(fresh, grads[:1]))  # saved again it is a checkpoint of ours
+    if dtype == torch.float64:
+        for i, theta in enumerate(start):
+            path = rule_trajectory(
+                theta,
+                [step[i] for step in grads],
+                [2e-3] * 6,
+                rule=rule,
+                momentum=fixed_beta or 0.9,
+                eps=1e-7,
+                weight_decay=0.1,
+            )
+            torch.testing.assert_close(half[i], torch.from_numpy(path[2]), rtol=1e-12, atol=1e-12)
+            torch.testing.assert_close(values(whole)[i], torch.from_numpy(path[5]), rtol=1e-12, atol=1e-12)
+
+
+FOREIGN = {
+    "AdamW": (torch.optim.AdamW, "'step', 'exp_avg', 'exp_avg_sq'"),
+    "SGD": (lambda params: torch.optim.SGD(params, momentum=0.9), "'momentum_buffer'"),
+}
+
+
+@pytest.mark.parametrize("other, found", FOREIGN.values(), ids=FOREIGN)
+def test_checkpoint_of_another_optimizer(other, found):
+    """Guards against a KeyError at the next step, or momentum that means something else; nothing is changed."""
+    params = parameters((3,), (2,))
+    grads = gradients(params, 4)
+    foreign = train(other(parameters((3,), (2,))), grads[:1]).state_dict()
+    optimizer, untouched = make(params, lr=1e-2), make(parameters((3,), (2,)), lr=1e-2)
+    for trained in (optimizer, untouched):
+        train(trained, grads[1:3])
+    with pytest.raises(ValueError) as raised:  # noqa: PT011 (the whole message is compared)
+        optimizer.load_state_dict(foreign)
+    assert str(raised.value) == (
+        f"Invalid checkpoint: the state of parameter 0 has {found}; expected are 'momentum_buffer', 'second_moment', "
+        "'squared_grad'. Was it saved by another optimizer?"
+    )
+    assert_same(train(optimizer, grads[3:]), train(untouched, grads[3:]))
+
+
+def test_checkpoint_of_an_optimizer_that_never_stepped():
+    """Guards against refusing a checkpoint that holds no state, our own or another's."""
+    for saved in (make(parameters((3,))).state_dict(), torch.optim.AdamW(parameters((3,))).state_dict()):
+        assert saved["state"] == {}
+        fresh = make(parameters((3,)))
+        fresh.load_state_dict(saved)
+        train(fresh, gradients(parameters((3,)), 1))
+
+
+def test_a_users_own_entries():
+    """Guards against state that is not made, or refused in a checkpoint, because a user keeps something beside it."""
+    params, others = parameters((3,), (2,)), parameters((3,), (2,))
+    grads = gradients(params, 4)
+    optimizer = make(params)
+    for param in params:
+        optimizer.state[param]["note"] = 7
+    early = resumed(optimizer)
+    for step in grads:
+        step[1] = None
+    train(optimizer, grads[:2])
+    late = resumed(optimizer)
+    expected = train(make(others), grads)
+    for continued in (train(early, grads), train(late, grads[2:]), train(optimizer, grads[2:])):
+        (first, second), (reference,) = continued.state.values(), expected.state.values()
+        assert first["note"] == second["note"] == 7 and second.keys() == {"note"}
+        assert_bitwise([first[key] for key in STATE_KEYS], [reference[key] for key in STATE_KEYS])
 
 
 @pytest.mark.parametrize("setting", SETTINGS)
