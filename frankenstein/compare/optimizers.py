@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.optim import Optimizer
 
+Settings = dict[str, float]  # what tuning chooses, by argument name
+
 
 @dataclass(frozen=True)
 class OptimizerSpec:
@@ -20,37 +22,36 @@ class OptimizerSpec:
         name: Name on the command line and in records.
         title: Name for people.
         target: `module:Class`.
-        default_lr: The class's own default learning rate, which the "untuned" rows use.
+        default: The class's own default of what is tuned, which the "untuned" rows use.
         options: Further arguments of the constructor.
     """
 
     name: str
     title: str
     target: str
-    default_lr: float
+    default: Settings
     options: dict[str, Any] = field(default_factory=dict)
 
-    def make(self, params: Iterable[Tensor], lr: float) -> Optimizer:
+    def config(self) -> dict[str, Any]:
+        """Return everything that decides what the optimizer does, as plain data."""
+        return {"class": self.target, "default": self.default, "options": self.options}
+
+    def make(self, params: Iterable[Tensor], settings: Settings) -> Optimizer:
         """Return the optimizer on `params`."""
         module, _, cls = self.target.partition(":")
-        optimizer: Optimizer = getattr(import_module(module), cls)(params, lr=lr, **self.options)
+        optimizer: Optimizer = getattr(import_module(module), cls)(params, **self.options, **settings)
         return optimizer
 
 
+_OURS = "frankenstein.torch:Frankenstein"
 _SPECS = (
-    OptimizerSpec("frankenstein", "Frankenstein", "frankenstein.torch:Frankenstein", 1e-3),
-    OptimizerSpec("sgd", "SGD (Nesterov)", "torch.optim:SGD", 1e-3, {"momentum": 0.9, "nesterov": True}),
-    OptimizerSpec("rmsprop", "RMSprop", "torch.optim:RMSprop", 1e-2),
-    OptimizerSpec("adam", "Adam", "torch.optim:Adam", 1e-3),
-    OptimizerSpec("adamw", "AdamW", "torch.optim:AdamW", 1e-3),
-    OptimizerSpec("amsgrad", "AMSGrad", "torch.optim:Adam", 1e-3, {"amsgrad": True}),
-    OptimizerSpec(
-        "frankenstein-authors",
-        "Frankenstein (authors' code)",
-        "frankenstein.torch:Frankenstein",
-        1e-3,
-        {"rule": "authors"},
-    ),
+    OptimizerSpec("frankenstein", "Frankenstein", _OURS, {"lr": 1e-3}),
+    OptimizerSpec("sgd", "SGD (Nesterov)", "torch.optim:SGD", {"lr": 1e-3}, {"momentum": 0.9, "nesterov": True}),
+    OptimizerSpec("rmsprop", "RMSprop", "torch.optim:RMSprop", {"lr": 1e-2}),
+    OptimizerSpec("adam", "Adam", "torch.optim:Adam", {"lr": 1e-3}),
+    OptimizerSpec("adamw", "AdamW", "torch.optim:AdamW", {"lr": 1e-3}),
+    OptimizerSpec("amsgrad", "AMSGrad", "torch.optim:Adam", {"lr": 1e-3}, {"amsgrad": True}),
+    OptimizerSpec("frankenstein-authors", "Frankenstein (authors)", _OURS, {"lr": 1e-3}, {"rule": "authors"}),
 )
 OPTIMIZERS: dict[str, OptimizerSpec] = {spec.name: spec for spec in _SPECS}
 DEFAULT_OPTIMIZERS = ("frankenstein", "sgd", "rmsprop", "adam", "adamw", "amsgrad")

@@ -1,164 +1,225 @@
 """Records: one JSON line per finished cell, append-only, with the provenance of each.
 
-A run can be killed at any moment: what was written stays valid, a half-written last line is reported and dropped.
+A run can be killed at any moment: what was written stays valid. A damaged last line (a kill in mid-write) is reported
+and skipped, and cut off when the run goes on; damage anywhere else is an error, and nothing is touched.
 """
 
 from __future__ import annotations
 
-import fcntl
 import gzip
 import json
+import math
 import os
-import platform
-import subprocess
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
-from importlib.metadata import PackageNotFoundError, version
+from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 SCHEMA = 1
 FILE = "records.jsonl"
-REQUIRED = ("schema", "cell", "problem", "optimizer", "lr", "seed", "split", "outcome", "provenance")
 
 Record = dict[str, Any]
+Report = Callable[[str], None]
+
+# What every record holds, by the type of each value; a tuple lists the allowed values.
+SHAPE: dict[str, Any] = {
+    "schema": int,
+    "cell": str,
+    "problem": str,
+    "problem_title": str,
+    "problem_config": {
+        "metric": str,
+        "is_higher_better": bool,
+        "target": Real,
+        "worst": Real,
+        "n_steps": int,
+        "lr_grid": list,
+    },
+    "optimizer": str,
+    "optimizer_title": str,
+    "optimizer_config": {"class": str, "default": {"lr": Real}, "options": dict},
+    "settings": {"lr": Real},
+    "seed": int,
+    "split": ("validation", "test"),
+    "outcome": ("finished", "diverged", "failed"),
+    "reason": str,
+    "score": Real,
+    "curve": list,
+    "wall_seconds": Real,
+    "finished_at": str,
+    "command": str,
+    "provenance": {"versions": dict, "system": str, "device": str},
+}
 
 
 class RecordError(Exception):
     """A run folder cannot be used; the message is one line for the user."""
 
 
-def read(folder: Path, report: Callable[[str], None]) -> list[Record]:
+class _Content(NamedTuple):
+    """What a record file holds: its records, and how many bytes of it are whole lines of records."""
+
+    records: list[Record]
+    n_good_bytes: int
+    damage: str  # what is wrong with the last line, if anything
+
+
+def read(folder: Path, report: Report) -> list[Record]:
     """Return the folder's records in the order they were written; a later record of a cell replaces an earlier one.
 
     Args:
-        folder: Run folder; without a record file the list is empty. A finished file may be kept gzipped.
+        folder: Run folder. A finished `records.jsonl` may be kept gzipped.
         report: Called with one line if the last line is damaged and skipped.
 
     Raises:
-        RecordError: The file cannot be read, or a line other than the last is damaged.
+        RecordError: The folder or a file in it cannot be read, or a line other than the last is damaged.
     """
     records: dict[str, Record] = {}
-    for path, opener in ((folder / f"{FILE}.gz", gzip.open), (folder / FILE, open)):
-        if path.exists():
-            try:
-                with opener(path, "rb") as file:
-                    lines = file.read().split(b"\n")
-            except (OSError, EOFError, zlib.error) as error:
-                raise RecordError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
-            for record in _parse(path, lines, report):
-                records[record["cell"]] = record
+    for path in (folder / f"{FILE}.gz", folder / FILE):
+        content = _parse(path, _bytes_of(path))
+        if content.damage:
+            report(f"{content.damage}; skipped")
+        records |= {record["cell"]: record for record in content.records}
     return list(records.values())
 
 
-def _parse(path: Path, lines: list[bytes], report: Callable[[str], None]) -> Iterator[Record]:
-    last = max((i for i, line in enumerate(lines) if line.strip()), default=-1)
-    for i, line in enumerate(lines[: last + 1]):
-        try:
-            record = json.loads(line)
-            missing = [key for key in REQUIRED if key not in record]
-        except (ValueError, TypeError):
-            record, missing = None, []
-        if not isinstance(record, dict) or missing:
-            what = f"lacks {', '.join(missing)}" if missing else "is not a JSON object"
-            if i == last:
-                report(f"{path}: line {i + 1}, the last one, {what} (a run was killed while writing it?); skipped")
-                continue
-            raise RecordError(f"{path}: line {i + 1} {what}; mend or remove that line, or choose another folder")
-        if record["schema"] != SCHEMA:
-            raise RecordError(f"{path}: line {i + 1} has schema {record['schema']}, this version reads schema {SCHEMA}")
-        yield record
-
-
 @contextmanager
-def appending(folder: Path) -> Iterator[Callable[[Record], None]]:
-    """Open the folder's record file for this process alone; yield a function that appends one record, whole.
+def appending(folder: Path, report: Report) -> Iterator[tuple[list[Record], Callable[[Record], None]]]:
+    """Open the folder for this process alone; yield its records and a function that appends one record, whole.
 
     Raises:
-        RecordError: The folder cannot be written, or another process is writing there.
+        RecordError: The folder cannot be used, or another process is writing there; also from the function, where a
+            record cannot be written (a full disk).
     """
     path = folder / FILE
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        file = open(path, "ab+")  # noqa: SIM115 (closed below)
+        handle = os.open(folder, os.O_RDONLY)
     except OSError as error:
-        raise RecordError(f"cannot write {path}: {error.strerror}; choose a writable folder with --out") from None
-    with file:
+        raise RecordError(f"cannot use {folder}: {error.strerror}; choose a writable folder with --out") from None
+    try:
+        _lock(handle, folder)
+        records = read(folder, report)
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise RecordError(f"{folder} is in use by another run; wait for it, or choose another --out") from None
-        _drop_half_line(file)
+            _mend_tail(path)
+            with open(path, "ab", buffering=0):
+                pass  # says now, not after the first cell, that the folder cannot be written
+        except OSError as error:
+            raise RecordError(f"cannot write {path}: {error.strerror}; choose a writable folder with --out") from None
 
         def append(record: Record) -> None:
-            file.write(json.dumps(record, separators=(",", ":"), allow_nan=False).encode() + b"\n")
-            file.flush()
+            line = json.dumps(record, separators=(",", ":"), allow_nan=False).encode() + b"\n"
+            try:
+                with open(path, "ab") as file:
+                    file.write(line)
+            except OSError as error:
+                raise RecordError(f"cannot write {path}: {error.strerror}") from None
 
-        yield append
-
-
-def _drop_half_line(file: Any) -> None:
-    """Cut what stands behind the last complete line; an append would otherwise be glued to it."""
-    file.seek(0)
-    data = file.read()
-    whole, half = data.rpartition(b"\n")[::2]
-    keep = len(data) - len(half)
-    if half:
-        file.truncate(keep)
-    tail = whole.rpartition(b"\n")[2]
-    if tail.strip():  # a last line that ends properly but is damaged goes too: `read` has reported it
-        try:
-            json.loads(tail)
-        except ValueError:
-            file.truncate(keep - len(tail) - 1)
+        yield records, append
+    finally:
+        os.close(handle)
 
 
-@cache
-def provenance() -> dict[str, Any]:
-    """Return what a reader needs to judge and repeat a measurement made by this process."""
-
-    def installed(name: str) -> str | None:
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            return None
-
-    return {
-        "versions": {
-            "python": platform.python_version(),
-            "frankenstein": installed("frankenstein-optimizer"),
-            **{name: installed(name) for name in ("numpy", "torch", "scikit-learn")},
-        },
-        "git": _git_hash(),
-        "system": f"{platform.system()} {platform.machine()}",
-        "device": f"cpu: {_cpu_model()}, {os.cpu_count()} cores",
-    }
-
-
-def _git_hash() -> str | None:
-    """Return the commit of the checkout this package runs from, with "+" if tracked files differ from it."""
-    here = Path(__file__).parent
-
-    def git(*arguments: str) -> str | None:
-        try:
-            done = subprocess.run(["git", "-C", str(here), *arguments], capture_output=True, text=True, check=False)
-        except OSError:
-            return None
-        return done.stdout.strip() if done.returncode == 0 else None
-
-    if git("ls-files", "--error-unmatch", __file__) is None:  # an installed copy inside somebody else's repository
-        return None
-    commit = git("rev-parse", "HEAD")
-    return commit and commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")
-
-
-def _cpu_model() -> str:
+def _lock(handle: int, folder: Path) -> None:
     try:
-        for line in Path("/proc/cpuinfo").read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass
-    return platform.processor() or "unknown processor"
+        import fcntl
+    except ImportError:  # Windows has no flock; two runs in one folder are then the user's care
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise RecordError(f"{folder} is in use by another run; wait for it, or choose another --out") from None
+    except OSError as error:
+        raise RecordError(f"cannot lock {folder}: {error.strerror}; choose a folder on a local disk") from None
+
+
+def _bytes_of(path: Path) -> bytes:
+    opener: Callable[..., Any] = gzip.open if path.suffix == ".gz" else open
+    try:
+        with opener(path, "rb") as file:
+            content: bytes = file.read()
+        return content
+    except FileNotFoundError:
+        return b""
+    except (OSError, EOFError, zlib.error) as error:
+        raise RecordError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
+
+
+def _parse(path: Path, content: bytes) -> _Content:
+    """Return the records of a file.
+
+    Raises:
+        RecordError: A line other than the last is damaged, or the file holds nothing of ours.
+    """
+    lines = content.split(b"\n")
+    last = max((i for i, line in enumerate(lines) if line.strip()), default=-1)
+    records: list[Record] = []
+    n_good_bytes = 0
+    for i, line in enumerate(lines[: last + 1]):
+        if line.strip():
+            record, problem = _decode(line)
+            if problem:
+                where = f"{path}: line {i + 1}"
+                if i < last:
+                    raise RecordError(f"{where} {problem}; mend or remove that line, or choose another folder")
+                if not records and not line.startswith(b'{"schema":'):
+                    raise RecordError(f"{path} holds no records; move it away, or choose another folder")
+                return _Content(records, n_good_bytes, f"{where}, the last one, {problem} (killed while writing?)")
+            records.append(record)
+        n_good_bytes += len(line) + 1
+    return _Content(records, min(n_good_bytes, len(content)), "")
+
+
+def _decode(line: bytes) -> tuple[Record, str]:
+    """Return the record and an empty text, or anything and what is wrong."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}, "is not JSON"
+    if not isinstance(record, dict):
+        return {}, "is not a record"
+    if record.get("schema") != SCHEMA:
+        return {}, f"has schema {record.get('schema')!r}, this version reads schema {SCHEMA}"
+    problem = _mismatch(record, SHAPE, "")
+    if not problem and not all(_is_point(point) for point in record["curve"]):
+        problem = "has a curve that is not a list of [step, score]"
+    return record, problem
+
+
+def _is_point(point: Any) -> bool:
+    return isinstance(point, list) and len(point) == 2 and all(_is_a(number, Real) for number in point)
+
+
+def _mismatch(value: Any, shape: Any, name: str) -> str:
+    """Say in a few words where `value` is not of the shape; an empty text if it is."""
+    if isinstance(shape, dict):
+        if not isinstance(value, dict):
+            return f"has no object in {name!r}"
+        for key, inner in shape.items():
+            path = f"{name}.{key}".lstrip(".")
+            if key not in value:
+                return f"lacks {path!r}"
+            if problem := _mismatch(value[key], inner, path):
+                return problem
+        return ""
+    is_right = value in shape if isinstance(shape, tuple) else _is_a(value, shape)
+    return "" if is_right else f"has {str(value)[:20]!r} in {name!r}"
+
+
+def _is_a(value: Any, kind: type) -> bool:
+    if kind is Real:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
+
+
+def _mend_tail(path: Path) -> None:
+    """Cut a damaged last line off, and end a whole one: an append would otherwise be glued to it."""
+    content = _bytes_of(path)
+    n_good_bytes = _parse(path, content).n_good_bytes
+    if n_good_bytes < len(content):
+        os.truncate(path, n_good_bytes)
+    elif content and not content.endswith(b"\n"):
+        with open(path, "ab") as file:
+            file.write(b"\n")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+
+# Fewer paired seeds than this say nothing about a difference: their bootstrap has too few distinct resamples.
+MIN_SEEDS = 3
 
 
 class Interval(NamedTuple):
@@ -15,15 +19,12 @@ class Interval(NamedTuple):
     low: float
     high: float
 
-    def overlaps(self, other: Interval) -> bool:
-        """Say whether the two intervals have a point in common."""
-        return self.low <= other.high and other.low <= self.high
-
 
 def bootstrap_mean(scores: ArrayLike, confidence: float = 0.95, n_resamples: int = 10_000, seed: int = 0) -> Interval:
     """Return the mean of `scores` (n_seeds,) and its percentile bootstrap interval.
 
-    One score gives an interval of no width: nothing is known of the spread, and the caller should say so.
+    The interval is over seeds: it says nothing about other data. With ten seeds it is a little too narrow (it holds the
+    mean of a normal sample in about 91 % of cases), with one it has no width.
 
     Raises:
         ValueError: There is no score, or one is not finite.
@@ -41,13 +42,30 @@ def bootstrap_mean(scores: ArrayLike, confidence: float = 0.95, n_resamples: int
     from scipy.stats import bootstrap
 
     rng = np.random.default_rng(seed)
-    result = bootstrap(
-        (values,), np.mean, confidence_level=confidence, n_resamples=n_resamples, method="percentile", rng=rng
-    )
-    return Interval(mean, float(result.confidence_interval.low), float(result.confidence_interval.high))
+    options = {"confidence_level": confidence, "n_resamples": n_resamples, "method": "percentile", "rng": rng}
+    interval = bootstrap((values,), np.mean, **options).confidence_interval
+    return Interval(mean, float(interval.low), float(interval.high))
 
 
-def median_with_misses(steps: list[int | None]) -> float:
+def are_level(scores: ArrayLike, others: ArrayLike) -> bool:
+    """Say whether two optimizers cannot be told apart: the interval of their mean paired difference holds 0.
+
+    Args:
+        scores: Shape (n_seeds,).
+        others: Same shape; the same seeds in the same order, so that start and batches are shared.
+
+    Examples:
+        >>> are_level([0.9, 0.8, 0.7], [0.8, 0.7, 0.6]), are_level([0.9, 0.8, 0.7], [0.8, 0.9, 0.7])
+        (False, True)
+    """
+    differences = np.asarray(scores, dtype=float) - np.asarray(others, dtype=float)
+    if differences.size < MIN_SEEDS:
+        return True
+    interval = bootstrap_mean(differences)
+    return interval.low <= 0.0 <= interval.high
+
+
+def median_with_misses(steps: Sequence[int | None]) -> float:
     """Return the median number of steps to a target, where None is a run that never reached it: inf if half missed.
 
     Examples:
@@ -58,7 +76,7 @@ def median_with_misses(steps: list[int | None]) -> float:
 
 
 def mean_ranks(scores: ArrayLike, is_higher_better: ArrayLike) -> np.ndarray:
-    """Return each optimizer's mean rank over problems; ties share their ranks.
+    """Return each optimizer's mean rank over problems; 1 is best, ties share their ranks.
 
     Args:
         scores: Shape (n_optimizers, n_problems).

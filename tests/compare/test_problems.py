@@ -6,7 +6,9 @@ import pytest
 import torch
 
 from frankenstein.compare.optimizers import DEFAULT_OPTIMIZERS, OPTIMIZERS
-from frankenstein.compare.problems import PROBLEMS, _beale, _digits, _rosenbrock, _stairs
+from frankenstein.compare.problems import PROBLEMS
+from frankenstein.compare.problems.digits import BATCH_SIZE, load_splits
+from frankenstein.compare.problems.functions import beale, rosenbrock, stairs
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -17,7 +19,9 @@ def test_the_seed_decides_everything(name):
         torch.manual_seed(noise)
         task = PROBLEMS[name].start(seed, "test")
         torch.manual_seed(noise + 1)
-        return [p.detach().clone() for p in task.parameters()], [task.loss().item() for _ in range(40)]
+        start = [p.detach().clone() for p in task.parameters()]
+        optimizer = torch.optim.SGD(task.parameters(), lr=1e-4)
+        return start, [task.step(optimizer) for _ in range(40)]
 
     (start, first), (same_start, same), (_, other) = losses(3, 0), losses(3, 99), losses(4, 0)
     assert all(torch.equal(a, b) for a, b in zip(start, same_start, strict=True))
@@ -41,7 +45,7 @@ def test_validation_and_test_differ(name):
 
 
 def test_splits_are_disjoint_complete_and_stratified():
-    splits = _digits()
+    splits = load_splits()
     assert sum(len(labels) for _, labels in splits.values()) == 1797
     images = torch.cat([x.reshape(len(x), -1) for x, _ in splits.values()])
     assert len(torch.unique(images, dim=0)) == 1797  # no image stands twice, within or across splits
@@ -54,13 +58,13 @@ def test_splits_are_disjoint_complete_and_stratified():
 
 def test_every_image_is_seen_once_an_epoch():
     task = PROBLEMS["digits-mlp"].start(0, "test")
-    epoch = torch.cat([task.batch() for _ in range(len(task.train_x) // task.batch_size)])
+    epoch = torch.cat([task.batch() for _ in range(len(task.train_x) // BATCH_SIZE)])
     assert len(torch.unique(epoch)) == len(epoch)
-    following = torch.cat([task.batch() for _ in range(len(task.train_x) // task.batch_size)])
+    following = torch.cat([task.batch() for _ in range(len(task.train_x) // BATCH_SIZE)])
     assert not torch.equal(epoch, following)
 
 
-@pytest.mark.parametrize(("function", "minimum"), [(_beale, [3.0, 0.5]), (_rosenbrock, [1.0, 1.0]), (_stairs, [0.0])])
+@pytest.mark.parametrize(("function", "minimum"), [(beale, [3.0, 0.5]), (rosenbrock, [1.0, 1.0]), (stairs, [0.0])])
 def test_functions_have_their_published_minimum(function, minimum):
     x = torch.tensor(minimum, dtype=torch.float64, requires_grad=True)
     value = function(x)
@@ -73,7 +77,7 @@ def test_functions_have_their_published_minimum(function, minimum):
 
 def test_stairs_are_flat_at_every_period():
     x = torch.tensor([2 * math.pi, 3 * math.pi], dtype=torch.float64, requires_grad=True)
-    (gradient,) = torch.autograd.grad(_stairs(x), x)
+    (gradient,) = torch.autograd.grad(stairs(x), x)
     torch.testing.assert_close(gradient, torch.tensor([0.0, 2.0], dtype=torch.float64))
 
 
@@ -87,6 +91,7 @@ def test_bounded():
     accuracy, value = PROBLEMS["digits-mlp"], PROBLEMS["beale"]
     assert [accuracy.bounded(score) for score in (0.9, 0.05, math.nan)] == [0.9, 0.1, 0.1]
     assert [value.bounded(score) for score in (-3.0, 7.0, math.inf, math.nan)] == [-3.0, 3.0, 3.0, 3.0]
+    assert value.bounded(-math.inf) == 3.0
     assert accuracy.reaches_target(0.97)
     assert not accuracy.reaches_target(0.95)
     assert value.reaches_target(-5)
@@ -98,6 +103,7 @@ def test_defaults_are_the_classes_own(name):
     """`default_lr` is what a user gets who names no learning rate."""
     spec = OPTIMIZERS[name]
     parameter = torch.nn.Parameter(torch.ones(2))
-    optimizer = spec.make([parameter], spec.default_lr)
-    assert type(optimizer)([parameter], **spec.options).defaults["lr"] == spec.default_lr
+    optimizer = spec.make([parameter], spec.default)
+    plain = type(optimizer)([parameter], **spec.options)
+    assert {name: plain.defaults[name] for name in spec.default} == spec.default
     assert set(DEFAULT_OPTIMIZERS) <= set(OPTIMIZERS)

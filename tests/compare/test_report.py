@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from frankenstein.compare import figures, report
-from frankenstein.compare.engine import Cell, run_cell
+from frankenstein.compare import figures, report, tables, terminal
+from frankenstein.compare.cells import Cell, run_cell
 from frankenstein.compare.problems import PROBLEMS
 from frankenstein.compare.records import RecordError, appending
 from frankenstein.compare.summary import ranking, summarise
@@ -24,7 +24,7 @@ def records():
             cells += [Cell(problem, optimizer, lr, 1000, "validation") for lr in (1e-3, 3e-2, 3.0)]
             if optimizer != "rmsprop":
                 cells += [Cell(problem, optimizer, lr, seed, "test") for lr in (1e-3, 3e-2) for seed in range(3)]
-    made = [run_cell(cell) for cell in cells]
+    made = [run_cell(cell, "frankenstein compare --seeds 3") for cell in cells]
     patch.undo()
     return made
 
@@ -39,35 +39,88 @@ def test_rows(records):
     scores = [
         r["score"]
         for r in records
-        if r["problem"] == "digits-mlp" and r["optimizer"] == "adam" and r["lr"] == 3e-2 and r["split"] == "test"
+        if r["problem"] == "digits-mlp"
+        and r["optimizer"] == "adam"
+        and r["settings"]["lr"] == 3e-2
+        and r["split"] == "test"
     ]
     assert adam.tuned.score.value == pytest.approx(sum(scores) / 3)
     assert adam.tuned.score.low <= adam.tuned.score.value <= adam.tuned.score.high
     assert mlp.rows[2].tuned is None
     assert not adam.is_at_edge
     sgd = next(row for row in rosenbrock.rows if row.optimizer == "sgd")
-    assert {record["outcome"] for record in sgd.tuning} == {"finished", "diverged"}
+    assert {record["outcome"] for record in sgd.trials} == {"finished", "diverged"}
     assert sgd.is_at_edge
 
 
 def test_order_of_records_is_irrelevant(records):
-    for one, other in zip(summarise(records), summarise(records[::-1])[::-1], strict=True):
+    for one, other in zip(summarise(records), summarise(records[::-1]), strict=True):
         assert [(r.optimizer, r.tuned and r.tuned.score) for r in one.rows] == [
             (r.optimizer, r.tuned and r.tuned.score) for r in other.rows
         ]
 
 
-def test_old_versions_of_a_problem_are_left_out(records):
-    old = [record | {"problem_config": record["problem_config"] | {"version": 0}, "score": 0.0} for record in records]
-    assert [s.rows[0].tuned.score for s in summarise(old + records)] == [
-        s.rows[0].tuned.score for s in summarise(records)
+@pytest.mark.parametrize("which", ["problem_config", "optimizer_config"])
+def test_only_the_newest_configuration_counts(records, which):
+    """Guards against pooling runs of another length, grid or option as if they were more seeds."""
+    key = {"problem_config": "n_steps", "optimizer_config": "options"}[which]
+    old = [record | {which: record[which] | {key: {"x": 1}}, "score": 0.0} for record in records]
+    for one, other in zip(summarise(old + records), summarise(records), strict=True):
+        assert [row.tuned and row.tuned.records for row in one.rows] == [
+            row.tuned and row.tuned.records for row in other.rows
+        ]
+        assert [row.trials for row in one.rows] == [row.trials for row in other.rows]
+
+
+def shifted(records, shift):
+    return [record | {"score": record["score"] + shift} for record in records]
+
+
+def test_best_or_level_compares_seed_by_seed(records):
+    """A copy of the best optimizer is level with it; one that is a little worse on every seed is not."""
+    mlp = [record for record in records if record["problem"] == "digits-mlp"]
+    adam = [record for record in mlp if record["optimizer"] == "adam"]
+    copies = {"twin": 0.0, "worse": -1e-3}
+    others = [
+        r | {"optimizer": name, "optimizer_title": name} for name, by in copies.items() for r in shifted(adam, by)
     ]
+    (summary,) = summarise(mlp + others)
+    assert "twin" in summary.best
+    assert "adam" in summary.best
+    assert "worse" not in summary.best
+    assert "rmsprop" not in summary.best  # not run yet
+
+
+def test_too_few_seeds_are_said(records):
+    few = [record for record in records if record["split"] == "validation" or record["seed"] == 0]
+    summary = summarise(few)[0]
+    assert set(summary.best) == {"adam", "sgd"}
+    assert any("1 seed: the intervals say nothing" in note for note in tables.footnotes(summary))
+
+
+def test_missing_seeds_divergence_and_failures_are_said(records):
+    gone = [r for r in records if not (r["optimizer"] == "adam" and r["seed"] == 2 and r["settings"]["lr"] == 3e-2)]
+    first = next(i for i, r in enumerate(gone) if r["optimizer"] == "sgd" and r["split"] == "validation")
+    gone[first] = gone[first] | {"outcome": "failed", "reason": "x"}
+    notes = {summary.name: tables.footnotes(summary) for summary in summarise(gone)}
+    assert notes["digits-mlp"] == ["3 seeds", "Adam, tuned: only 2 seeds", "SGD (Nesterov), tuning: 1 failed"]
+    assert sum(row.n_failed for summary in summarise(gone) for row in summary.rows) == 1
+
+
+def test_counts_of_outcomes(records):
+    rosenbrock = summarise(records)[1]
+    sgd = rosenbrock.row("sgd")
+    edge = dataclasses.replace(sgd.tuned, records=[r | {"outcome": "diverged"} for r in sgd.tuned.records])
+    assert edge.count("diverged") == 3
+    assert edge.count("failed") == 0
+    times = [record["seconds_per_step"] for record in sgd.tuned.records]
+    assert sgd.tuned.seconds_per_step == sorted(times)[1]
 
 
 def test_ranking_takes_only_complete_optimizers(records):
     entries = ranking(summarise(records))
-    assert {title for title, *_ in entries} == {"Adam", "SGD (Nesterov)"}
-    assert sum(rank for _, rank, *_ in entries) == pytest.approx(3)
+    assert {title for title, _, _ in entries} == {"Adam", "SGD (Nesterov)"}
+    assert sum(rank for _, rank, _ in entries) == pytest.approx(3)
     assert ranking(summarise([record for record in records if record["optimizer"] == "rmsprop"])) == []
 
 
@@ -83,7 +136,7 @@ def test_html_is_self_contained(records, tmp_path):
         "digits-mlp",
         "Adam",
         "not run yet",
-        "frankenstein compare --problems digits-mlp rosenbrock",
+        "frankenstein compare --seeds 3",
         "torch 2.",
     ):
         assert text in html
@@ -97,7 +150,7 @@ def test_failures_are_shown_with_their_reason(records, tmp_path):
 
 
 def test_markdown(records):
-    table = report.markdown(summarise(records)).splitlines()
+    table = tables.markdown(summarise(records)).splitlines()
     assert table[0].startswith("| optimizer | mean rank | best or level | digits-mlp | rosenbrock |")
     assert len(table) == 2 + 2
     assert "**" in table[2]
@@ -118,17 +171,37 @@ def test_diverged_runs_are_drawn_as_worst(records):
 def test_pictures_are_files(records, tmp_path, suffix):
     summaries = summarise(records)
     path = tmp_path / f"curves.{suffix}"
-    figures.save(figures.learning_curves(summaries, report.order(summaries)), path)
+    figures.save(figures.learning_curves(summaries), path)
     assert path.stat().st_size > 5000
 
 
 def test_nothing_to_report(tmp_path):
     with pytest.raises(RecordError, match=r"no records in .*; `frankenstein compare --out"):
         report.load(tmp_path, pytest.fail)
+    with pytest.raises(RecordError, match="is no folder"):
+        report.load(tmp_path / "absent", pytest.fail)
+
+
+def test_a_half_finished_folder_has_a_report(records, tmp_path):
+    """Guards against a report that needs test runs, or more than one problem."""
+    for part in ([r for r in records if r["split"] == "validation"], records[:1]):
+        html = report.write_html(tmp_path, summarise(part)).read_text()
+        assert "there is no ranking" in html
+        assert "--seeds 0" not in html
+
+
+def test_terminal_tables_fit_80_columns(records, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
+    terminal.show(summarise(records))
+    out = capsys.readouterr().out
+    assert "…" not in out
+    assert max(map(len, out.splitlines())) <= 80
+    for column in ("optimizer", "tuned", "lr", "default", "to target", "ms/step"):
+        assert column in out
 
 
 def test_load_reads_what_was_written(records, tmp_path):
-    with appending(tmp_path) as append:
+    with appending(tmp_path, pytest.fail) as (_, append):
         for record in records:
             append(record)
-    assert report.markdown(report.load(tmp_path, pytest.fail)) == report.markdown(summarise(records))
+    assert tables.markdown(report.load(tmp_path, pytest.fail)) == tables.markdown(summarise(records))

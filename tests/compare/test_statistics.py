@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from frankenstein.compare.statistics import Interval, bootstrap_mean, mean_ranks, median_with_misses
+from frankenstein.compare.statistics import Interval, are_level, bootstrap_mean, mean_ranks, median_with_misses
 
 # 10,000 resamples estimate a percentile of a mean of 200 to about one per cent of its width.
 BOOTSTRAP_TOLERANCE = 0.02
@@ -48,9 +48,28 @@ def test_bootstrap_refuses(scores):
         bootstrap_mean(scores)
 
 
-def test_overlap():
-    assert Interval(1, 0, 2).overlaps(Interval(3, 2, 4))
-    assert not Interval(1, 0, 2).overlaps(Interval(3, 2.1, 4))
+def test_level_compares_seed_by_seed():
+    """A small but constant lead counts, however much the seeds differ; the same scores, shuffled, are no lead."""
+    rng = np.random.default_rng(3)
+    scores = rng.normal(0.9, 0.05, 10)
+    assert not are_level(scores, scores - 0.001)
+    assert not are_level(scores - 0.001, scores)
+    assert are_level(scores, rng.permutation(scores) - 0.001)
+    assert are_level(scores, scores)
+
+
+def test_level_agrees_with_the_paired_t_test():
+    rng = np.random.default_rng(4)
+    agree = 0
+    for _ in range(200):
+        a, b = rng.normal(0, 1, 30), rng.normal(0.3, 1, 30)
+        agree += are_level(a, b) == (stats.ttest_rel(a, b).pvalue > 0.05)
+    assert agree > 180  # they differ only near the limit
+
+
+@pytest.mark.parametrize("n_seeds", [0, 1, 2])
+def test_few_seeds_tell_nothing(n_seeds):
+    assert are_level([0.9] * n_seeds, [0.1] * n_seeds)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,149 @@
+"""Problems on handwritten digits: 1,797 real 8x8 images from inside scikit-learn."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim import Optimizer
+
+from frankenstein.compare.problems.problem import Problem, Split
+
+BATCH_SIZE = 64
+
+
+@cache
+def load_splits() -> dict[str, tuple[Tensor, Tensor]]:
+    """Return images (n, 1, 8, 8) in [0, 1] and labels (n,) of the fixed stratified splits, 60/20/20."""
+    from sklearn.datasets import load_digits
+    from sklearn.model_selection import train_test_split
+
+    images, labels = load_digits(return_X_y=True)
+    train_x, rest_x, train_y, rest_y = train_test_split(images, labels, test_size=0.4, random_state=0, stratify=labels)
+    val_x, test_x, val_y, test_y = train_test_split(rest_x, rest_y, test_size=0.5, random_state=0, stratify=rest_y)
+
+    def tensors(x: object, y: object) -> tuple[Tensor, Tensor]:
+        return torch.as_tensor(x, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16, torch.as_tensor(y)
+
+    return {"train": tensors(train_x, train_y), "validation": tensors(val_x, val_y), "test": tensors(test_x, test_y)}
+
+
+class DigitsTask:
+    """Minibatch training of a network; the score is taken on the split, in evaluation mode."""
+
+    def __init__(
+        self,
+        network: Callable[[], nn.Module],
+        loss: Callable[[nn.Module, Tensor, Tensor], Tensor],
+        score: Callable[[nn.Module, Tensor, Tensor], Tensor],
+        seed: int,
+        split: Split,
+    ) -> None:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.network = network()
+        self.loss, self.metric = loss, score
+        self.batches = torch.Generator().manual_seed(seed)
+        self.order = torch.empty(0, dtype=torch.long)
+        self.train_x, self.train_y = load_splits()["train"]
+        self.split_x, self.split_y = load_splits()[split]
+
+    def parameters(self) -> list[Tensor]:
+        return list(self.network.parameters())
+
+    def batch(self) -> Tensor:
+        """Return the indices of the next batch: each epoch in a new order, the short last batch left out."""
+        if len(self.order) < BATCH_SIZE:
+            self.order = torch.randperm(len(self.train_x), generator=self.batches)
+        batch, self.order = self.order[:BATCH_SIZE], self.order[BATCH_SIZE:]
+        return batch
+
+    def step(self, optimizer: Optimizer) -> float:
+        batch = self.batch()
+        optimizer.zero_grad()
+        loss = self.loss(self.network, self.train_x[batch], self.train_y[batch])
+        loss.backward()
+        optimizer.step()
+        return loss.item()
+
+    def score(self) -> float:
+        self.network.eval()
+        value = self.metric(self.network, self.split_x, self.split_y).item()
+        self.network.train()
+        return value
+
+
+def _cross_entropy(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    return functional.cross_entropy(network(images), labels)
+
+
+def _accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    return (network(images).argmax(1) == labels).float().mean()
+
+
+def _reconstruction(network: nn.Module, images: Tensor, _: Tensor) -> Tensor:
+    return functional.mse_loss(network(images), images)
+
+
+def _cnn() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(1, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Conv2d(16, 32, 3, padding=1),
+        nn.ReLU(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(128, 10),
+    )
+
+
+def _mlp() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+
+
+def _autoencoder() -> nn.Module:
+    sizes = (64, 48, 8, 48, 64)
+    layers = [layer for n, m in pairwise(sizes) for layer in (nn.Linear(n, m), nn.Tanh())]
+    return nn.Sequential(nn.Flatten(), *layers[:-1], nn.Unflatten(1, (1, 8, 8)))
+
+
+PROBLEMS = (
+    Problem(
+        name="digits-cnn",
+        title="Small convolutional classifier on handwritten digits (6,090 parameters, batch 64)",
+        metric="accuracy",
+        is_higher_better=True,
+        target=0.97,
+        worst=0.1,
+        n_steps=240,
+        n_evals=24,
+        start=lambda seed, split: DigitsTask(_cnn, _cross_entropy, _accuracy, seed, split),
+    ),
+    Problem(
+        name="digits-mlp",
+        title="Two-layer perceptron on handwritten digits (8,970 parameters, batch 64)",
+        metric="accuracy",
+        is_higher_better=True,
+        target=0.96,
+        worst=0.1,
+        n_steps=300,
+        n_evals=30,
+        start=lambda seed, split: DigitsTask(_mlp, _cross_entropy, _accuracy, seed, split),
+    ),
+    Problem(
+        name="digits-autoencoder",
+        title="Autoencoder of handwritten digits, 64-48-8-48-64 (7,080 parameters, batch 64)",
+        metric="mean squared error",
+        is_higher_better=False,
+        target=0.03,
+        worst=0.2,
+        n_steps=400,
+        n_evals=40,
+        start=lambda seed, split: DigitsTask(_autoencoder, _reconstruction, _reconstruction, seed, split),
+    ),
+)
