@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping
 from numbers import Real
 from typing import Any, Literal
 
@@ -12,13 +11,13 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
 
-from frankenstein.rule import PRESETS, STATE_KEYS, Rule, State, as_rule, gradient_limit, rule_config, update
+from frankenstein.rule import STATE_KEYS, Rule, State, as_rule, gradient_limit, rule_config, update
+from frankenstein.torch_checkpoint import translated
 
 __all__ = ["Frankenstein"]
 
 NONFINITE = ("propagate", "skip", "raise")
 MIN_EPS = torch.finfo(torch.float32).tiny  # a smaller eps is 0 in float32, and then 0 / 0
-RELEASED_STATE_KEYS = dict(zip(("m", "vmax", "s"), STATE_KEYS, strict=True))  # names in the authors' checkpoints
 # Float16 state breaks at once: 1e-8 rounds to 0. What is not named here has float32 state.
 STATE_DTYPES = {dtype: dtype for dtype in (torch.float64, torch.complex64, torch.complex128)} | {
     torch.complex32: torch.complex64
@@ -131,13 +130,8 @@ class Frankenstein(Optimizer):
         """
         final: dict[str, Any] = {}
 
-        def translate(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:  # after the user's own hooks
-            final.update(
-                loaded,
-                state={key: _translate_state(entry) for key, entry in loaded["state"].items()},
-                param_groups=[_translate_group(group) for group in loaded["param_groups"]],
-            )
-            _check_origin(final)
+        def take(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:  # after the user's own hooks
+            final.update(translated(loaded))
             return final
 
         def restore(_: Optimizer) -> None:  # before the user's own hooks
@@ -147,7 +141,7 @@ class Frankenstein(Optimizer):
                         if isinstance(value, Tensor) and name in STATE_KEYS:
                             self.state[param][name] = value.detach().to(param.device, _state_dtype(param), copy=True)
 
-        before = self.register_load_state_dict_pre_hook(translate)
+        before = self.register_load_state_dict_pre_hook(take)
         after = self.register_load_state_dict_post_hook(restore, prepend=True)
         try:
             super().load_state_dict(state_dict)
@@ -319,43 +313,6 @@ def _compute_dtype(param: Tensor) -> torch.dtype:
 
 def _is_usable(grad: Tensor, eps: float) -> Tensor:
     return grad.abs() <= gradient_limit(torch, grad.dtype, eps)  # False for NaN
-
-
-def _translate_state(entry: Any) -> Any:
-    """Return a parameter's entry with the authors' released code's names replaced by ours."""
-    if isinstance(entry, Mapping) and RELEASED_STATE_KEYS.keys() <= entry.keys():
-        return {RELEASED_STATE_KEYS.get(key, key): value for key, value in entry.items()}
-    return entry
-
-
-def _translate_group(group: dict[str, Any]) -> dict[str, Any]:
-    """Return a group of the authors' released code with the options that make it go on as that code does."""
-    if "fixed_beta" not in group or "rule" in group:
-        return group
-    group = dict(group, rule="authors")
-    fixed_beta = group.pop("fixed_beta")
-    if fixed_beta:  # 0: beta1 follows the learning rate
-        group["momentum"] = fixed_beta
-        group["rule"] = rule_config(replace(PRESETS["authors"], beta1_follows_lr=False))
-    return group
-
-
-def _check_origin(state_dict: dict[str, Any]) -> None:
-    """Raise `ValueError` if a parameter's entry has not all of our keys; a user's own keys may stand beside them."""
-    is_ours = all("rule" in group for group in state_dict["param_groups"])  # then they may also stand alone
-    for key, entry in state_dict["state"].items():
-        if not isinstance(entry, Mapping) or not entry:
-            continue
-        n_ours = len(entry.keys() & set(STATE_KEYS))
-        if n_ours < len(STATE_KEYS) and (n_ours or not is_ours):
-            raise ValueError(
-                f"Invalid checkpoint: the state of parameter {key} has {_listed(entry)}; expected are "
-                f"{_listed(STATE_KEYS)}. Was it saved by another optimizer?"
-            )
-
-
-def _listed(keys: Iterable[Any]) -> str:
-    return ", ".join(map(repr, keys))
 
 
 def _check_options(options: Mapping[str, Any]) -> None:

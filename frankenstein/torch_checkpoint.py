@@ -1,0 +1,63 @@
+"""Checkpoints of other origin: the authors' released code is translated, another optimizer's state is refused."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from frankenstein.rule import PRESETS, STATE_KEYS, rule_config
+
+RELEASED_STATE_KEYS = dict(zip(("m", "vmax", "s"), STATE_KEYS, strict=True))  # the released code's names
+
+
+def translated(state_dict: dict[str, Any]) -> dict[str, Any]:
+    """Return an optimizer's state dict in this package's terms; the argument is not changed.
+
+    Raises:
+        ValueError: The state is another optimizer's.
+    """
+    result = dict(
+        state_dict,
+        state={key: _translate_state(entry) for key, entry in state_dict["state"].items()},
+        param_groups=[_translate_group(group) for group in state_dict["param_groups"]],
+    )
+    _check_origin(result)
+    return result
+
+
+def _translate_state(entry: Any) -> Any:
+    """Return a parameter's entry with the authors' released code's names replaced by ours."""
+    if isinstance(entry, Mapping) and RELEASED_STATE_KEYS.keys() <= entry.keys():
+        return {RELEASED_STATE_KEYS.get(key, key): value for key, value in entry.items()}
+    return entry
+
+
+def _translate_group(group: dict[str, Any]) -> dict[str, Any]:
+    """Return a group of the authors' released code with the options that make it go on as that code does."""
+    if "fixed_beta" not in group or "rule" in group:
+        return group
+    group = dict(group, rule="authors")
+    fixed_beta = group.pop("fixed_beta")
+    if fixed_beta:  # 0: beta1 follows the learning rate
+        group["momentum"] = fixed_beta
+        group["rule"] = rule_config(replace(PRESETS["authors"], beta1_follows_lr=False))
+    return group
+
+
+def _check_origin(state_dict: dict[str, Any]) -> None:
+    """Raise `ValueError` if a parameter's entry has not all of our keys; a user's own keys may stand beside them."""
+    is_ours = all("rule" in group for group in state_dict["param_groups"])  # then they may also stand alone
+    for key, entry in state_dict["state"].items():
+        if not isinstance(entry, Mapping) or not entry:
+            continue
+        n_ours = len(entry.keys() & set(STATE_KEYS))
+        if n_ours < len(STATE_KEYS) and (n_ours or not is_ours):
+            raise ValueError(
+                f"Invalid checkpoint: the state of parameter {key} has {_listed(entry)}; expected are "
+                f"{_listed(STATE_KEYS)}. Was it saved by another optimizer?"
+            )
+
+
+def _listed(keys: Iterable[Any]) -> str:
+    return ", ".join(map(repr, keys))
