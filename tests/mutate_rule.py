@@ -13,6 +13,7 @@ import tempfile
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+TESTS = [f"tests/{path.name}" for path in sorted((ROOT / "tests").glob("test_rule*.py"))]
 
 MUTANTS = {
     "eps dropped": ("x_t = grad * grad + eps", "x_t = grad * grad + 0.0 * eps + 1e-30"),
@@ -33,7 +34,7 @@ MUTANTS = {
 
 
 def is_red(checkout: Path) -> bool:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "tests/test_rule.py"]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *TESTS]
     done = subprocess.run(
         command,
         cwd=checkout,

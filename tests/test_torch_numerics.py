@@ -105,7 +105,9 @@ def test_raise_waits_once():
 
 def test_raise_without_any_gradient():
     """Guards against a sum over nothing."""
-    make(parameters((3,)), nonfinite="raise").step()
+    params = parameters((3,))
+    make(params, nonfinite="raise").step()
+    assert_bitwise(params, parameters((3,)))
 
 
 def test_each_group_has_its_policy():
