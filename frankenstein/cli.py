@@ -80,7 +80,9 @@ def _parser() -> argparse.ArgumentParser:
         "Interrupted, the same command goes on where it stopped.",
     )
     compare.add_argument("--problems", nargs="+", metavar="NAME", help="problems (default: all; --list shows them)")
-    compare.add_argument("--optimizers", nargs="+", metavar="NAME", help="optimizers (default: the six usual ones)")
+    compare.add_argument(
+        "--optimizers", nargs="+", metavar="NAME", help="optimizers (default: the usual ones and ours)"
+    )
     compare.add_argument("--seeds", type=_positive, default=10, metavar="N", help="fresh test seeds (default: 10)")
     compare.add_argument("--workers", type=_positive, metavar="N", help="worker processes (default: one per processor)")
     compare.add_argument(

@@ -131,8 +131,8 @@ PROBLEMS = (
         is_higher_better=True,
         target=0.96,
         worst=0.1,
-        n_steps=300,
-        n_evals=30,
+        n_steps=240,
+        n_evals=24,
         start=lambda seed, split: DigitsTask(_mlp, _cross_entropy, _accuracy, seed, split),
     ),
     Problem(
@@ -142,8 +142,8 @@ PROBLEMS = (
         is_higher_better=False,
         target=0.03,
         worst=0.2,
-        n_steps=400,
-        n_evals=40,
+        n_steps=320,
+        n_evals=32,
         start=lambda seed, split: DigitsTask(_autoencoder, _reconstruction, _reconstruction, seed, split),
     ),
 )
