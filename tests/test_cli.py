@@ -106,13 +106,19 @@ def test_a_killed_run_goes_on_where_it_stopped(start, finished, tmp_path, kill):
 
 
 def workers_of(process):
-    listing = subprocess.run(
-        ["ps", "ww", "-o", "pid=,args=", "--ppid", str(process.pid)], capture_output=True, text=True, check=True
-    )
-    return [int(line.split()[0]) for line in listing.stdout.splitlines() if "spawn_main" in line]
+    """The process ids of a run's workers, from /proc."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == process.pid and b"spawn_main" in (folder / "cmdline").read_bytes():
+                found.append(int(folder.name))
+        except (FileNotFoundError, ProcessLookupError):
+            continue  # it has just ended
+    return found
 
 
-@pytest.mark.skipif(not Path("/proc").exists(), reason="looks for the worker processes with ps")
+@pytest.mark.skipif(not Path("/proc").exists(), reason="looks for the worker processes in /proc")
 def test_a_killed_worker_fails_its_own_run_only(start, finished, tmp_path):
     process = start("compare", *SMALL, "--out", tmp_path)
     wait_for_records(tmp_path, 3, process)

@@ -101,7 +101,7 @@ def _draw(
     if lines:
         names = [title for title in titles if title in lines]
         handles = [lines[name] for name in names]
-        figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 6), frameon=False)
+        figure.legend(handles, names, loc="outside lower center", ncols=min(len(names), 4), frameon=False)
     return figure, panels[: len(summaries)]
 
 
