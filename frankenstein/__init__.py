@@ -24,7 +24,7 @@ def __getattr__(name: str) -> Any:
         except ModuleNotFoundError as error:
             if error.name != "torch":
                 raise
-            needs = f"frankenstein.{name} needs PyTorch; pip install 'frankenstein-optimizer[torch]'"
+            needs = f"frankenstein.{name} needs PyTorch; pip install '.[torch]' (in the checkout)"
             raise ImportError(needs, name="torch") from error
     if name == "__version__":
         from importlib.metadata import version

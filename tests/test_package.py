@@ -26,7 +26,7 @@ def test_without_torch():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     last = done.stderr.strip().splitlines()[-1]
-    assert last.startswith("ImportError: ") and "pip install 'frankenstein-optimizer[torch]'" in last
+    assert last.startswith("ImportError: ") and "pip install '.[torch]'" in last
     assert "The above exception was the direct cause" in done.stderr
 
 
