@@ -110,7 +110,8 @@ class _Run:
                 self.collect(wait(self.futures, return_when=FIRST_COMPLETED).done)
                 self.submit_finals()
         except KeyboardInterrupt:
-            self.collect([future for future in self.futures if future.done()])
+            with interrupts_blocked():  # a second Ctrl-C cannot cost a finished run
+                self.collect([future for future in self.futures if future.done()])
             raise
 
     def submit(self, cells: Iterable[Cell]) -> None:

@@ -24,7 +24,7 @@ def bootstrap_mean(scores: ArrayLike, confidence: float = 0.95, n_resamples: int
     """Return the mean of `scores` (n_seeds,) and its percentile bootstrap interval.
 
     The interval is over seeds: it says nothing about other data. With ten seeds it is a little too narrow (it holds the
-    mean of a normal sample in about 91 % of cases), with one it has no width.
+    mean of a normal sample in about 90 % of cases), with one it has no width.
 
     Raises:
         ValueError: There is no score, or one is not finite.

@@ -23,8 +23,9 @@ def test_the_seed_decides_everything(name):
         optimizer = torch.optim.SGD(task.parameters(), lr=1e-4)
         return start, [task.step(optimizer) for _ in range(40)]
 
-    (start, first), (same_start, same), (_, other) = losses(3, 0), losses(3, 99), losses(4, 0)
+    (start, first), (same_start, same), (other_start, other) = losses(3, 0), losses(3, 99), losses(4, 0)
     assert all(torch.equal(a, b) for a, b in zip(start, same_start, strict=True))
+    assert not torch.equal(start[0], other_start[0])
     assert first == same
     assert first != other
 
@@ -107,3 +108,10 @@ def test_defaults_are_the_classes_own(name):
     plain = type(optimizer)([parameter], **spec.options)
     assert {name: plain.defaults[name] for name in spec.default} == spec.default
     assert set(DEFAULT_OPTIMIZERS) <= set(OPTIMIZERS)
+
+
+def test_tied_arguments_follow_the_learning_rate():
+    """`base_lr = lr` at every learning rate that is tried; the plain entry keeps the default."""
+    parameter = torch.nn.Parameter(torch.ones(2))
+    assert OPTIMIZERS["frankenstein-tied"].make([parameter], {"lr": 0.3}).defaults["base_lr"] == 0.3
+    assert OPTIMIZERS["frankenstein"].make([parameter], {"lr": 0.3}).defaults["base_lr"] == 1e-3
