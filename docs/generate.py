@@ -4,7 +4,7 @@
     python docs/generate.py --check    exit 1 if a block is out of date (part of `make test`)
     python docs/generate.py --measure  measure again what is quick to measure, then rewrite blocks and pictures
 
-`docs/records/compare` is the run folder of `make compare`, its records gzipped.
+`docs/records/compare` and `docs/records/small` are run folders of the two suites, their records gzipped.
 """
 
 from __future__ import annotations
@@ -15,11 +15,16 @@ import math
 import re
 import sys
 from collections.abc import Callable
+from datetime import datetime
+from functools import cache
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from frankenstein.compare import figures, report, tables
+from optimizer_table import optimizers_markdown
+
+from frankenstein.compare import charts, formats, report, tables, verdict, words
+from frankenstein.compare.report import Loaded
 from frankenstein.compare.summary import ProblemSummary, Row, Setting
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,28 +41,37 @@ def fail(line: str) -> None:
 # The comparison -------------------------------------------------------------------------------------------------------
 
 
-def compared() -> list[ProblemSummary]:
-    return report.load(RECORDS / "compare", fail)
+@cache
+def compared(folder: str) -> Loaded:
+    return report.load(RECORDS / folder, fail)
 
 
-def verdict(summaries: list[ProblemSummary]) -> str:
+def score_table(folder: str) -> str:
+    return formats.markdown(tables.scores(compared(folder).summaries, compared(folder).overall))
+
+
+def sentences(folder: str) -> str:
+    """Return what the report's first screen says."""
+    return "\n".join(f"- {line}" for line in verdict.verdict(compared(folder).overall, compared(folder).summaries))
+
+
+def ours(folder: str) -> str:
     """Say where our optimizer wins and loses, with numbers."""
+    summaries = compared(folder).summaries
     lines = [standing(summaries, name) for name in (OURS, TIED)]
-    untuned, at_edge = [], []
+    untuned = []
     for summary in summaries:
         sign = 1 if summary.config["is_higher_better"] else -1
         others = [row for row in summary.rows if row.optimizer != TIED]  # untuned, the two are the same
         if max(others, key=lambda row: sign * found(row.default).score.value).optimizer == OURS:
             untuned.append(summary.name)
-        at_edge += [f"{row.title} on {summary.name}" for row in summary.rows if row.is_at_edge]
     networks = [summary for summary in summaries if summary.name.startswith("digits")]
     lines += [
-        f"- **Untuned**, each optimizer at its own default learning rate, Frankenstein has the best mean on "
+        f"- **Untuned**, each optimizer at its published default, Frankenstein has the best mean on "
         f"{len(untuned)} of {len(summaries)}: {listed(untuned)}. That flatters it: its step is larger than Adam's at "
         f"the same rate.",
         f"- **Cost**: on these small networks its step takes {step_cost(networks, 'adam'):.1f} times Adam's wall time; "
         f"{large_step_cost()}.",
-        f"- **Best learning rate at the grid's edge** (so a wider grid might do better): {listed(at_edge)}.",
     ]
     return "\n".join(lines)
 
@@ -66,11 +80,11 @@ def standing(summaries: list[ProblemSummary], name: str) -> str:
     """Say on which problems an optimizer is best or level with the best, and by how much it is behind on the others."""
     level, behind = [], []
     for summary in summaries:
-        ours, best = row_of(summary, name), summary.rows[0]
+        mine, best = row_of(summary, name), summary.rows[0]
         if name in summary.best:
-            level.append(f"{summary.name} ({tables.mean(ours.tuned)})")
+            level.append(f"{summary.name} ({words.mean(mine.tuned)})")
         else:
-            behind.append(f"{summary.name} ({tables.mean(ours.tuned)}; {best.title} {tables.mean(best.tuned)})")
+            behind.append(f"{summary.name} ({words.mean(mine.tuned)}; {best.title} {words.mean(best.tuned)})")
     title = row_of(summaries[0], name).title
     return f"- **{title}** is best, or level with the best, on {listed(level)}; behind on {listed(behind)}."
 
@@ -94,16 +108,16 @@ def step_cost(networks: list[ProblemSummary], other: str) -> float:
     """Return the ratio of the seconds that the optimizers' steps take, median over the networks."""
 
     def seconds(summary: ProblemSummary, optimizer: str) -> float:
-        records = found(row_of(summary, optimizer).tuned).records
-        return median(record["optimizer_seconds_per_step"] for record in records)
+        return found(row_of(summary, optimizer).tuned).cost("optimizer_seconds_per_step")
 
     return median(seconds(summary, OURS) / seconds(summary, other) for summary in networks)
 
 
-def lr_beside_adam(summaries: list[ProblemSummary]) -> str:
+def lr_beside_adam() -> str:
     def rate(summary: ProblemSummary, name: str) -> str:
-        return f"{found(row_of(summary, name).tuned).lr:g}"
+        return f"{found(row_of(summary, name).tuned).settings['lr']:g}"
 
+    summaries = compared("compare").summaries
     lines = ["| | " + " | ".join(summary.name for summary in summaries) + " |", "|---|" + "---|" * len(summaries)]
     for name in (OURS, TIED, "adam"):
         title = row_of(summaries[0], name).title
@@ -122,15 +136,35 @@ def large_step_cost() -> str:
     )
 
 
-def setup(summaries: list[ProblemSummary]) -> str:
+def setup(folder: str) -> str:
+    summaries = compared(folder).summaries
     first = summaries[0].rows[0]
-    n_seeds, n_rates = len(found(first.tuned).records), len(summaries[0].config["lr_grid"])
-    n_tuning = len(first.trials) // n_rates
-    origin = found(first.tuned).records[0]["provenance"]
+    n_trials, n_tuning = (len({record[name] for record in first.trials}) for name in ("trial", "seed"))
+    n_seeds = len(found(first.tuned).records)
+    records = [record for summary in summaries for record in summary.records]
+    begin, end = (moment(of(r["finished_at"] for r in records)) for of in (min, max))
+    origin = records[0]["provenance"]
     return (
-        f"{len(summaries)} problems, {len(summaries[0].rows)} optimizers, {n_rates} learning rates each on the "
-        f"validation split ({n_tuning} seeds), then {n_seeds} fresh seeds on the test split; "
-        f"torch {origin['versions']['torch']}, {origin['device']}."
+        f"{len(summaries)} problems, {len(summaries[0].rows)} optimizers, {n_trials} trials each on the validation "
+        f"split ({n_tuning} seed{'s' * (n_tuning > 1)}), then {n_seeds} fresh seeds on the test split: {len(records):,} "
+        f"runs, {(end - begin).total_seconds() / 60:.0f} minutes. torch {origin['versions']['torch']}, {origin['device']}."
+    )
+
+
+def moment(text: str) -> datetime:
+    return datetime.fromisoformat(text)
+
+
+def cost() -> str:
+    """Say what the comparison costs beside the training."""
+    measured = json.loads((RECORDS / "compare_cost.json").read_text())
+    engine, page = measured["engine"], measured["report"]
+    share = 100 * engine["per_run"] / 10
+    return (
+        f"Beside the training itself, a run costs {1e3 * engine['per_run']:.0f} ms ({share:.2f} % of a run of ten "
+        f"seconds), and workers start in {engine['start']:.0f} s. A report of {page['n_runs']:,.0f} runs with "
+        f"{page['n_points']:,.0f} curve points is made in {page['load_and_write']:.0f} s and opens in "
+        f"{page['open_seconds']:.1f} s."
     )
 
 
@@ -202,11 +236,17 @@ def block(name: str) -> str:
     if kind == "code":
         return code(argument)
     makers: dict[str, Callable[[], str]] = {
-        "compare-setup": lambda: setup(compared()),
-        "compare-table": lambda: tables.markdown(compared()),
-        "compare-verdict": lambda: verdict(compared()),
-        "lr-beside-adam": lambda: lr_beside_adam(compared()),
+        "compare-setup": lambda: setup("compare"),
+        "compare-table": lambda: score_table("compare"),
+        "compare-verdict": lambda: ours("compare"),
+        "small-setup": lambda: setup("small"),
+        "small-table": lambda: score_table("small"),
+        "small-sentences": lambda: sentences("small"),
+        "small-verdict": lambda: ours("small"),
+        "compare-cost": cost,
+        "lr-beside-adam": lr_beside_adam,
         "alignment-errors": alignment_table,
+        "optimizer-rules": optimizers_markdown,
     }
     return makers[name]()
 
@@ -228,10 +268,9 @@ def main(arguments: list[str]) -> int:
         print(f"out of date: {', '.join(map(str, stale))}; run `python docs/generate.py`", file=sys.stderr)
         return 1
     if "--measure" in arguments:
-        summaries = compared()
-        picture = figures.learning_curves(summaries)
-        figures.save(picture, ROOT / "docs" / "images" / "compare.png")
-        figures.save(figures.tuning_curves(summaries), ROOT / "docs" / "images" / "tuning.png")
+        summaries = compared("compare").summaries
+        charts.save(charts.overview(summaries), ROOT / "docs" / "images" / "compare.png")
+        charts.save(charts.tuning_overview(summaries), ROOT / "docs" / "images" / "tuning.png")
     return 0
 
 

@@ -14,8 +14,20 @@ import pytest
 from frankenstein.cli import main
 
 COMMAND = [sys.executable, "-c", "import sys; from frankenstein.cli import main; sys.exit(main())"]
-SMALL = ["--problems", "beale", "stairs", "--optimizers", "sgd,adam", "--seeds", "2", "--workers", "2"]
-N_CELLS = (2 * 2 * (27 + 2), 2 * 2 * (27 + 4))  # tuned and default learning rate may coincide
+SMALL = [
+    "--problems",
+    "beale",
+    "stairs",
+    "--optimizers",
+    "sgd,adam",
+    "--trials",
+    "27",
+    "--seeds",
+    "2",
+    "--workers",
+    "2",
+]
+N_CELLS = (2 * 2 * (15 + 2), 2 * 2 * (15 + 4))  # tuned and default settings may coincide
 
 
 @pytest.fixture(scope="module")
@@ -158,6 +170,87 @@ def is_running(pid):
         return False
 
 
+@pytest.fixture
+def tiny_disk(tmp_path):
+    """A real file system of 96 KiB, which fills up."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=96k", "tmpfs", folder], capture_output=True, check=False
+    )
+    if mount.returncode:
+        pytest.skip("needs the right to mount a file system")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_a_full_disk_costs_no_finished_run(start, finished, tiny_disk):
+    """The run stops with one line; with room again, the same command goes on from the last whole record."""
+    process = start("compare", *SMALL, "--out", tiny_disk)
+    _, err = process.communicate()
+    kept = [line for line in records(tiny_disk) if line.endswith(b"}")]
+    assert process.returncode == 1
+    assert f"error: cannot write {tiny_disk / 'records.jsonl'}: No space left on device; {len(kept)} of " in err
+    assert "Traceback" not in err
+    assert 3 <= len(kept) < N_CELLS[0]
+    subprocess.run(["mount", "-o", "remount,size=16m", tiny_disk], check=True)
+    again = start("compare", *SMALL, "--out", tiny_disk)
+    _, err = again.communicate()
+    assert again.returncode == 0, err
+    assert records(tiny_disk)[: len(kept)] == kept
+    assert scores(tiny_disk) == scores(finished[0])
+
+
+def test_a_truncated_record_file_goes_on(start, finished, tmp_path):
+    """Cut in the middle of a line, as a power failure may leave it."""
+    lines = records(finished[0])
+    (tmp_path / "records.jsonl").write_bytes(b"\n".join(lines[:50]) + b"\n" + lines[50][:100])
+    process = start("compare", *SMALL, "--out", tmp_path)
+    _, err = process.communicate()
+    assert process.returncode == 0, err
+    assert "line 51, the last one, is not JSON (killed while writing?); skipped" in err
+    assert records(tmp_path)[:50] == lines[:50]
+    assert scores(tmp_path) == scores(finished[0])
+
+
+def test_merge_and_export(finished, tmp_path, capsys):
+    """Two halves of a run, merged, are the run; a moved folder is as good as where it was."""
+    lines = records(finished[0])
+    for name, part in (("a", lines[:40]), ("b", lines[20:])):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "records.jsonl").write_bytes(b"\n".join(part) + b"\n")
+    (tmp_path / "b").rename(tmp_path / "moved")
+    assert main(["merge", *(str(tmp_path / name) for name in ("all", "a", "moved"))]) == 0
+    n_added = len(lines)
+    assert f"{n_added} runs added, 0 replaced, 0 there already" in capsys.readouterr().out
+    assert scores(tmp_path / "all") == scores(finished[0])
+    assert main(["merge", *(str(tmp_path / name) for name in ("all", "a", "moved"))]) == 0
+    assert f"0 runs added, 0 replaced, {n_added} there already" in capsys.readouterr().out
+    assert main(["compare", *SMALL, "--out", str(tmp_path / "all")]) == 0
+    assert len(records(tmp_path / "all")) == n_added
+    capsys.readouterr()
+    assert main(["export", str(tmp_path / "all"), "--format", "csv", "--out", str(tmp_path / "tables")]) == 0
+    files = capsys.readouterr().out.split()
+    assert [Path(file).name for file in files] == ["runs.csv", "curves.csv"]
+    assert len((tmp_path / "tables" / "runs.csv").read_text().splitlines()) == 1 + n_added
+
+
+def test_report_of_several_folders_with_figures(finished, tmp_path, capsys):
+    lines = records(finished[0])
+    for name, problem in (("a", b"beale"), ("b", b"stairs")):
+        (tmp_path / name).mkdir()
+        mine = [line for line in lines if json.loads(line)["problem"].encode() == problem]
+        (tmp_path / name / "records.jsonl").write_bytes(b"\n".join(mine) + b"\n")
+    folders = [str(tmp_path / name) for name in ("a", "b")]
+    assert main(["report", *folders, "--out", str(tmp_path / "both"), "--figures"]) == 0
+    out = capsys.readouterr().out
+    assert f"report: {tmp_path / 'both' / 'report.html'}" in out
+    assert re.search(r"figures and tables: \d+ files in ", out)
+    page = (tmp_path / "both" / "report.html").read_text()
+    assert "beale" in page
+    assert "stairs" in page
+
+
 @pytest.mark.parametrize("n_interrupts", [1, 2])
 @pytest.mark.parametrize("at", ["import", "start", "work"])
 def test_interrupted_at_any_moment(start, tmp_path, at, n_interrupts):
@@ -217,18 +310,32 @@ def test_damaged_last_line_is_reported(finished, tmp_path, capsys):
         ),
         (["report", "{empty}"], r"no records in "),
         (["report"], r"the following arguments are required: DIR"),
+        (["compare", "--module", "no/such.py"], r"--module no/such.py: there is no such file"),
+        (["compare", "--optimizers", "torch.optim:Nonsense"], r"torch.optim has no class 'Nonsense'"),
+        (["compare", "--timeout", "-3"], r"argument --timeout: (expected one argument|'-3' is not a number above 0)"),
+        (["compare", "--gpus", "nan"], r"'nan' is not a number above 0"),
+        (["compare", "--gpus", "4096"], r".*GPU"),
+        (["compare", "--retries", "x"], r"'x' is not a whole number of at least 0"),
+        (["compare", "--trials", "99999"], r"--trials 99999 is more than 10000"),
+        (["compare", "--ray-address", "auto"], r"--ray-address is for --executor ray"),
+        (["compare", "--slurm", "a=b"], r"--slurm is for --executor slurm"),
+        (["compare", "--executor", "slurm", "--slurm", "time"], r"--slurm time: write KEY=VALUE, as partition=gpu"),
+        (["compare", "--executor", "pigeons"], r"argument --executor: invalid choice: 'pigeons'"),
+        (["merge", "{out}", "{empty}"], r"no records in "),
+        (["export", "{empty}"], r"no records in "),
         (["report", "{damaged}"], r"records.jsonl: line 1 is not JSON; mend or remove that line"),
         (["compare", "--out", "{damaged}"], r"records.jsonl: line 1 is not JSON"),
         (["nonsense"], r"invalid choice: 'nonsense'"),
         ([], r"required: COMMAND"),
     ],
 )
-def test_bad_input_gets_one_line_and_exit_code_2(tmp_path, capsys, arguments, message):
+def test_bad_input_gets_one_line_and_exit_code_2(tmp_path, monkeypatch, capsys, arguments, message):
     (tmp_path / "file").write_text("")
     for name in ("empty", "damaged"):
         (tmp_path / name).mkdir()
     (tmp_path / "damaged" / "records.jsonl").write_text("garbage\n{}\n")
-    places = {name: str(tmp_path / name) for name in ("file", "empty", "damaged")}
+    monkeypatch.chdir(tmp_path)
+    places = {name: str(tmp_path / name) for name in ("file", "empty", "damaged", "out")}
     assert main([argument.format(**places) for argument in arguments]) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
@@ -254,16 +361,16 @@ def test_list(capsys):
 def test_doctor(capsys, monkeypatch):
     from importlib.metadata import PackageNotFoundError
 
-    from frankenstein import cli
+    from frankenstein.cli import doctor
 
-    real = cli.version
+    real = doctor.version
 
     def without_jax(name):
         if name == "jax":
             raise PackageNotFoundError(name)
         return real(name)
 
-    monkeypatch.setattr(cli, "version", without_jax)
+    monkeypatch.setattr(doctor, "version", without_jax)
     assert main(["doctor"]) == 0
     out = capsys.readouterr().out
     assert re.search(r"torch +2\.\d+", out)

@@ -5,128 +5,236 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import signal
+import threading
 import time
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Any
 
-import torch
-from torch.optim import Optimizer
-
-from frankenstein.compare.optimizers import OPTIMIZERS
-from frankenstein.compare.problems import PROBLEMS, Problem, Split
+from frankenstein.compare.catalog import catalog
+from frankenstein.compare.live import Live, watching
+from frankenstein.compare.optimizers import Factory, OptimizerSpec, Range, Settings
+from frankenstein.compare.problems.problem import Budget, Measurements, Problem, Split
 from frankenstein.compare.provenance import provenance
 from frankenstein.compare.records import SCHEMA, Record
+
+DIGITS = 6  # significant digits of scores in a record
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run. Two cells with the same key measure the same thing."""
+    """One run. Two cells with the same key measure the same thing.
+
+    Attributes:
+        problem: Name of the problem.
+        optimizer: Name of the optimizer, or `module:Class`.
+        settings: What tuning chose.
+        seed: Decides everything random in the run.
+        split: Where the score is taken.
+        trial: Which trial of tuning it belongs to; None after tuning.
+        tuner: Who chose the settings of that trial.
+        modules: The user's modules in which problem and optimizer are looked up.
+    """
 
     problem: str
     optimizer: str
-    lr: float
+    settings: Settings
     seed: int
     split: Split
+    trial: int | None = None
+    tuner: str | None = None
+    modules: tuple[str, ...] = ()
+
+    @property
+    def problem_spec(self) -> Problem:
+        """The problem."""
+        return catalog(self.modules).problems[self.problem]
+
+    @property
+    def optimizer_spec(self) -> OptimizerSpec:
+        """The optimizer."""
+        return catalog(self.modules).optimizer(self.optimizer)
+
+    def space(self) -> dict[str, Range]:
+        """Return what tuning may choose from."""
+        return self.optimizer_spec.space(self.problem_spec.lr_scale)
 
     def config(self) -> dict[str, Any]:
         """Return what is measured, as plain data; the code that measures it is in the record's provenance."""
         return {
             "problem": self.problem,
-            "problem_config": PROBLEMS[self.problem].config(),
+            "problem_config": self.problem_spec.config(),
             "optimizer": self.optimizer,
-            "optimizer_config": OPTIMIZERS[self.optimizer].config(),
-            "settings": {"lr": self.lr},
+            "optimizer_config": self.optimizer_spec.config(),
+            "settings": self.settings,
             "seed": self.seed,
             "split": self.split,
+            "trial": self.trial,
+            "tuner": self.tuner,
         }
 
+    @cached_property
     def key(self) -> str:
-        """Return the hash of `config()` that names the cell in records."""
+        """The hash of `config()` that names the cell in records."""
         return hashlib.sha256(json.dumps(self.config(), sort_keys=True).encode()).hexdigest()[:16]
 
 
-def run_cell(cell: Cell, command: str = "") -> Record:
-    """Train once and return the record: score, curve, time and outcome. Divergence and failure are outcomes.
+class TimedOutError(BaseException):
+    """The run took longer than it was given. No Exception: it comes anywhere, and nobody's `except` may swallow it."""
 
-    Args:
+
+@dataclass(frozen=True)
+class Job:
+    """A cell, and how to run it; an executor sends it to a worker.
+
+    Attributes:
         cell: What to run.
         command: The command that asked for it, kept in the record.
+        n_cpus: Threads it may use.
+        n_gpus: GPUs it is given.
+        timeout: Seconds it may take; None: as long as it likes.
+        attempt: 1, and one more each time it failed before.
+        live: Where its numbers go while it runs.
     """
-    began = time.perf_counter()
-    try:
-        outcome = _train(PROBLEMS[cell.problem], cell)
-    except Exception as error:
-        outcome = failure(cell, f"{type(error).__name__}: {error}")
-    return finish(cell, outcome, time.perf_counter() - began, command)
+
+    cell: Cell
+    command: str = ""
+    n_cpus: int = 1
+    n_gpus: float = 0.0
+    timeout: float | None = None
+    attempt: int = 1
+    live: Live = field(default_factory=Live)
+
+    @property
+    def key(self) -> str:
+        """The cell's."""
+        return self.cell.key
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """The cell's."""
+        return self.cell.modules
+
+    def run(self) -> Record:
+        """Train once and return the record. Divergence, failure and a timeout are outcomes."""
+        catalog(self.modules)  # imports are the worker's start, not the cell's time
+        began = time.perf_counter()
+        curve: dict[str, list[Any]] = {}
+        try:
+            with _time_limit(self.timeout):
+                outcome = self._train(curve)
+        except (Exception, TimedOutError) as error:
+            outcome = failure(self.cell, _why(error), _rounded(self.cell.problem_spec, curve))
+        return self.finished(outcome, time.perf_counter() - began)
+
+    def failed(self, reason: str) -> Record:
+        """Return the record of a run whose worker is gone."""
+        return self.finished(failure(self.cell, reason), 0.0)
+
+    def finished(self, outcome: Record, wall_seconds: float) -> Record:
+        """Return the whole record of the run."""
+        return {
+            "schema": SCHEMA,
+            "cell": self.cell.key,
+            **self.cell.config(),
+            "problem_title": self.cell.problem_spec.title,
+            "optimizer_title": self.cell.optimizer_spec.title,
+            "space": {name: interval.config() for name, interval in self.cell.space().items()},
+            **outcome,
+            "wall_seconds": round(wall_seconds, 4),
+            "attempt": self.attempt,
+            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "command": self.command,
+            "provenance": provenance() | {"modules": catalog(self.modules).sources},
+        }
+
+    def _train(self, curve: dict[str, list[Any]]) -> Record:
+        """Run the problem; `curve` is filled on the way, so that a failure leaves what came before it."""
+        cell, problem = self.cell, self.cell.problem_spec
+        settings = " ".join(f"{name}={value:g}" for name, value in cell.settings.items())
+        name = f"{cell.problem}/{cell.optimizer}/{settings} {cell.split} seed {cell.seed}"
+        with watching(self.live, name, {**cell.settings, "seed": cell.seed, "split": cell.split}) as log:
+
+            def watch(step: int, numbers: dict[str, float]) -> None:
+                curve.setdefault("step", []).append(step)
+                for column in numbers.keys() | curve.keys() - {"step"}:
+                    values = curve.setdefault(column, [])
+                    values += [None] * (len(curve["step"]) - 1 - len(values)) + [numbers.get(column)]
+                log(step, numbers)
+
+            device = "cuda" if self.n_gpus else "cpu"
+            budget = Budget(problem.n_steps, problem.n_evals, cell.split, device, watch)
+            return _outcome(problem, problem.run(Factory(cell.optimizer_spec, cell.settings), cell.seed, budget))
 
 
-def failure(cell: Cell, reason: str) -> Record:
-    """Return the outcome of a cell that could not be run to its end."""
+def failure(cell: Cell, reason: str, curve: dict[str, list[Any]] | None = None) -> Record:
+    """Return the outcome of a run that could not be taken to its end."""
+    columns = curve if curve and {"step", "score", "seconds"} <= curve.keys() else {}
     return {
         "outcome": "failed",
         "reason": " ".join(reason.split()),
-        "score": PROBLEMS[cell.problem].worst,
-        "curve": [],
+        "score": cell.problem_spec.worst,
+        "curve": columns or {"step": [], "score": [], "seconds": []},
         "steps_to_target": None,
+        "seconds_to_target": None,
     }
 
 
-def finish(cell: Cell, outcome: Record, wall_seconds: float, command: str) -> Record:
-    """Return the whole record of a cell."""
+def _outcome(problem: Problem, measured: Measurements) -> Record:
+    curve = _rounded(problem, measured.curve)
+    points = zip(curve["step"], curve["score"], curve["seconds"], strict=True)
+    reached = next(((step, seconds) for step, score, seconds in points if problem.reaches_target(score)), (None, None))
+    costs = {name: getattr(measured, name) for name in ("seconds_per_step", "optimizer_seconds_per_step")}
     return {
-        "schema": SCHEMA,
-        "cell": cell.key(),
-        **cell.config(),
-        "problem_title": PROBLEMS[cell.problem].title,
-        "optimizer_title": OPTIMIZERS[cell.optimizer].title,
-        **outcome,
-        "wall_seconds": round(wall_seconds, 4),
-        "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": command,
-        "provenance": provenance(),
-    }
-
-
-def _train(problem: Problem, cell: Cell) -> Record:
-    task = problem.start(cell.seed, cell.split)
-    optimizer = OPTIMIZERS[cell.optimizer].make(task.parameters(), {"lr": cell.lr})
-    step_seconds = _time_steps(optimizer)
-    eval_steps = {round(problem.n_steps * i / problem.n_evals) for i in range(1, problem.n_evals + 1)}
-    curve: list[list[float]] = []
-    outcome, seconds = "finished", 0.0
-
-    def evaluate(step: int) -> float:
-        with torch.no_grad():
-            score = task.score()
-        curve.append([step, float(f"{problem.bounded(score):.6g}")])
-        return score
-
-    evaluate(0)
-    step = 0
-    while step < problem.n_steps and outcome == "finished":
-        step += 1
-        began = time.perf_counter()
-        loss = task.step(optimizer)
-        seconds += time.perf_counter() - began
-        if not math.isfinite(loss) or (step in eval_steps and not math.isfinite(evaluate(step))):
-            outcome = "diverged"
-    reached = [s for s, score in curve if problem.reaches_target(score)]
-    return {
-        "outcome": outcome,
-        "reason": "" if outcome == "finished" else f"the loss or the score was not finite at step {step}",
-        "score": curve[-1][1] if outcome == "finished" else problem.worst,
-        "steps_to_target": reached[0] if reached else None,
-        "seconds_per_step": float(f"{seconds / step:.4g}"),
-        "optimizer_seconds_per_step": float(f"{sum(step_seconds) / step:.4g}"),
-        "n_steps_done": step,
+        "outcome": "diverged" if measured.diverged else "finished",
+        "reason": measured.diverged,
+        "score": problem.worst if measured.diverged else curve["score"][-1],
         "curve": curve,
+        "steps_to_target": reached[0],
+        "seconds_to_target": reached[1],
+        **{name: float(f"{value:.4g}") for name, value in costs.items() if value is not None},
+        **{name: getattr(measured, name) for name in ("state_bytes", "n_params", "n_steps_done")},
     }
 
 
-def _time_steps(optimizer: Optimizer) -> list[float]:
-    """Return a list to which each `optimizer.step` will add minus its begin and its end: the sum is its seconds."""
-    ticks: list[float] = []
-    optimizer.register_step_pre_hook(lambda *_: ticks.append(-time.perf_counter()))
-    optimizer.register_step_post_hook(lambda *_: ticks.append(time.perf_counter()))
-    return ticks
+def _rounded(problem: Problem, curve: dict[str, list[Any]]) -> dict[str, list[Any]]:
+    """Return the curve as records keep it: scores bounded, few digits, None for what is not finite."""
+
+    def short(value: float | None) -> float | None:
+        return float(f"{value:.{DIGITS}g}") if value is not None and math.isfinite(value) else None
+
+    columns = {name: [short(value) for value in values] for name, values in curve.items() if name != "step"}
+    if "score" in curve:
+        columns["score"] = [short(problem.bounded(value)) for value in curve["score"]]
+    return {"step": curve.get("step", []), **columns}
+
+
+def _why(error: BaseException) -> str:
+    if isinstance(error, TimedOutError):
+        return str(error)
+    is_memory = isinstance(error, MemoryError) or "out of memory" in str(error) or "can't allocate memory" in str(error)
+    return f"{'out of memory: ' if is_memory else ''}{type(error).__name__}: {error}"
+
+
+@contextmanager
+def _time_limit(seconds: float | None) -> Iterator[None]:
+    """Raise TimedOutError in the block after so long; code that never returns to Python is the executor's to end."""
+    is_possible = hasattr(signal, "SIGALRM") and threading.current_thread() is threading.main_thread()
+    if seconds is None or not is_possible:
+        yield
+        return
+
+    def stop(*_: Any) -> None:
+        raise TimedOutError(f"timed out after {seconds:g} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

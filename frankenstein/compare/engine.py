@@ -2,84 +2,102 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import signal
-import threading
-from collections.abc import Callable, Iterable, Iterator
+import json
+from collections import deque
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
-from dataclasses import dataclass
-from multiprocessing.process import BaseProcess
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from typing import NamedTuple
 
-import torch
-
-from frankenstein.compare.cells import Cell, failure, finish, run_cell
+from frankenstein.compare.catalog import catalog
+from frankenstein.compare.cells import Cell, Job
+from frankenstein.compare.comparison import Comparison, Pair, best_trial, losses
+from frankenstein.compare.estimate import Estimate
+from frankenstein.compare.executors import Executor, WorkerError
 from frankenstein.compare.interrupts import interrupts_blocked
-from frankenstein.compare.optimizers import OPTIMIZERS
-from frankenstein.compare.problems import PROBLEMS
-from frankenstein.compare.records import Record, Report, appending
-from frankenstein.compare.summary import best_lr
+from frankenstein.compare.live import Live
+from frankenstein.compare.optimizers import OptimizerSpec, Settings
+from frankenstein.compare.problems.problem import Problem
+from frankenstein.compare.records import Record, RecordError, Report, appending
+from frankenstein.compare.tuning import Halton, Optuna, Past, Tuner
 
-# Test seeds are 0, 1, 2, ...; tuning takes others, so that no start and no batch is seen twice.
-TUNING_SEEDS = (1_000_000, 1_000_001, 1_000_002)
-MAX_SEEDS = 10_000
+QUEUE = 2  # jobs submitted for each one that can run: a worker never waits for the driver
 
-Progress = Callable[[Record | None, int, int], None]  # the record just finished, cells done, cells in all
-Submit = Callable[[Cell], Future[Record]]
+
+class State(NamedTuple):
+    """How far a comparison is."""
+
+    n_done: int
+    n_cells: int
+    seconds_left: float | None
+
+
+Progress = Callable[[Record | None, State], None]  # the record just finished (None: the start), and how far it is
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """What to compare: every optimizer on every problem, tuned and untuned, on `n_seeds` fresh seeds."""
+class Execution:
+    """How cells are run.
 
-    problems: tuple[str, ...]
-    optimizers: tuple[str, ...]
-    n_seeds: int
+    Attributes:
+        executor: Makes the executor; entered when there is something to run.
+        n_cpus: Threads of each cell.
+        n_gpus: GPUs of each cell.
+        timeout: Seconds that a cell may take.
+        n_retries: How often a cell that failed is tried again in the same run.
+        live: Where numbers go while a cell runs.
+    """
 
-    def pairs(self) -> list[tuple[str, str]]:
-        """Return every (problem, optimizer)."""
-        return [(problem, optimizer) for problem in self.problems for optimizer in self.optimizers]
-
-    def tuning(self, problem: str, optimizer: str) -> list[Cell]:
-        """Return the tuning cells: the same learning rates for every optimizer, on the validation split."""
-        rates = PROBLEMS[problem].lr_grid
-        return [Cell(problem, optimizer, lr, seed, "validation") for lr in rates for seed in TUNING_SEEDS]
-
-    def final(self, problem: str, optimizer: str, lr: float) -> list[Cell]:
-        """Return the test cells: the learning rate that tuning chose, and the untuned default."""
-        rates = dict.fromkeys((lr, OPTIMIZERS[optimizer].default["lr"]))
-        return [Cell(problem, optimizer, rate, seed, "test") for rate in rates for seed in range(self.n_seeds)]
-
-    def command(self) -> str:
-        """Return the command that asks for it."""
-        names = f"--problems {' '.join(self.problems)} --optimizers {' '.join(self.optimizers)}"
-        return f"frankenstein compare {names} --seeds {self.n_seeds}"
-
-    def max_cells(self) -> int:
-        """Return the number of cells if no tuned learning rate is the default."""
-        return sum(len(self.tuning(*pair)) + 2 * self.n_seeds for pair in self.pairs())
+    executor: Callable[[], AbstractContextManager[Executor]]
+    n_cpus: int = 1
+    n_gpus: float = 0.0
+    timeout: float | None = None
+    n_retries: int = 0
+    live: Live = field(default_factory=Live)
 
 
-def run(comparison: Comparison, folder: Path, n_workers: int | None, progress: Progress, report: Report) -> None:
+def run(comparison: Comparison, folder: Path, execution: Execution, progress: Progress, report: Report) -> None:
     """Run the cells that `folder` does not hold yet, and append their records.
 
     Args:
         comparison: What to compare.
         folder: Run folder; made if absent, continued if not.
-        n_workers: Worker processes, one thread each; None takes one for each processor this process may use.
+        execution: Where and how.
         progress: Called after each cell, and once at the start with None.
         report: Called with a line for the user where records were damaged.
 
     Raises:
         RecordError: The folder cannot be used, or a record cannot be written.
+        ExecutorError: The executor cannot be started.
         KeyboardInterrupt: Ctrl-C; what was finished is recorded, what was under way is not.
     """
     with appending(folder, report) as (records, append):
-        n_workers = min(n_workers or n_processors(), comparison.max_cells())
-        with local_workers(n_workers, comparison.command()) as submit:
-            _Run(comparison, submit, append, records, progress).run()
+        _write_references(comparison, folder)
+        tuner: Tuner = Optuna(folder) if comparison.tuner == "optuna" else Halton()
+        work = _Run(comparison, execution, tuner, append, records, progress)
+        work.plan()
+        if not work.pending:
+            progress(None, work.state())
+            return
+        with execution.executor() as executor:
+            progress(None, work.state())
+            work.run(executor)
+
+
+def _write_references(comparison: Comparison, folder: Path) -> None:
+    """Keep the published curves beside the records: a report needs nothing but the folder."""
+    problems = catalog(comparison.modules).problems
+    path = folder / "references.json"
+    try:
+        old = json.loads(path.read_text()) if path.exists() else {}
+        new = {name: [asdict(one) for one in problems[name].references] for name in comparison.problems}
+        new = old | {name: references for name, references in new.items() if references}
+        if new != old:
+            path.write_text(json.dumps(new))
+    except (OSError, ValueError) as error:
+        raise RecordError(f"cannot use {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
 class _Run:
@@ -88,115 +106,133 @@ class _Run:
     def __init__(
         self,
         comparison: Comparison,
-        submit: Submit,
+        execution: Execution,
+        tuner: Tuner,
         append: Callable[[Record], None],
         records: list[Record],
         progress: Progress,
     ) -> None:
-        self.comparison, self.start, self.append, self.progress = comparison, submit, append, progress
+        self.comparison, self.execution, self.tuner = comparison, execution, tuner
+        self.append, self.progress = append, progress
         self.done = {record["cell"]: record for record in records if record["outcome"] != "failed"}
-        self.futures: dict[Future[Record], Cell] = {}
+        self.pending: deque[Job] = deque()
+        self.futures: dict[Future[Record], Job] = {}
+        self.trials: dict[Pair, list[list[Cell]]] = {pair: [] for pair in comparison.pairs()}
         self.untuned = dict.fromkeys(comparison.pairs())
-        self.wanted: set[str] = set()
-        self.n_cells = comparison.max_cells()
+        per_pair = comparison.n_trials * comparison.n_tuning_seeds + 2 * comparison.n_seeds
+        self.left = dict.fromkeys(comparison.pairs(), per_pair)  # cells not done yet; fewer if the default is chosen
+        self.n_cells = per_pair * len(self.left)
+        self.n_parallel = 1
+        self.estimate = Estimate()
+        for record in records:
+            self.estimate.add(record)
 
-    def run(self) -> None:
+    def plan(self) -> None:
+        """Queue what can be run now: the first trials of all pairs before the second ones, so that all are in sight."""
+        if self.tuner.is_sequential:
+            for pair in self.comparison.pairs():
+                self.follow(pair)
+            return
+        for trial in range(self.comparison.n_trials):
+            for pair in self.comparison.pairs():
+                self.queue_trial(pair, trial, [])
         for pair in self.comparison.pairs():
-            self.submit(self.comparison.tuning(*pair))
-        self.submit_finals()
-        self.progress(None, *self.counts())
+            self.follow(pair)
+
+    def run(self, executor: Executor) -> None:
         try:
-            while self.futures:
+            while self.pending or self.futures:
+                self.n_parallel = executor.n_parallel
+                while self.pending and len(self.futures) < QUEUE * self.n_parallel:
+                    job = self.pending.popleft()
+                    self.futures[executor.submit(job)] = job
                 self.collect(wait(self.futures, return_when=FIRST_COMPLETED).done)
-                self.submit_finals()
         except KeyboardInterrupt:
             with interrupts_blocked():  # a second Ctrl-C cannot cost a finished run
                 self.collect([future for future in self.futures if future.done()])
             raise
 
-    def submit(self, cells: Iterable[Cell]) -> None:
+    def queue(self, cells: Iterable[Cell]) -> None:
+        execution, command = self.execution, self.comparison.command()
         for cell in cells:
-            self.wanted.add(cell.key())
-            if cell.key() not in self.done:
-                self.futures[self.start(cell)] = cell
+            if cell.key in self.done:
+                self.left[cell.problem, cell.optimizer] -= 1
+            else:
+                self.pending.append(
+                    Job(
+                        cell=cell,
+                        command=command,
+                        n_cpus=execution.n_cpus,
+                        n_gpus=execution.n_gpus,
+                        timeout=execution.timeout,
+                        live=execution.live,
+                    )
+                )
 
-    def submit_finals(self) -> None:
-        """Submit the test cells of every pair whose tuning cells are all in."""
-        for pair in list(self.untuned):
-            tuning = [self.done.get(cell.key()) for cell in self.comparison.tuning(*pair)]
-            trials = [record for record in tuning if record]
-            if len(trials) == len(tuning):
-                del self.untuned[pair]
-                cells = self.comparison.final(*pair, best_lr(trials))
-                self.n_cells += len(cells) - 2 * self.comparison.n_seeds
-                self.submit(cells)
+    def queue_trial(self, pair: Pair, trial: int, past: Past) -> None:
+        problem, optimizer = self.specs(pair)
+        settings = self.tuner.settings(pair[0], optimizer, optimizer.space(problem.lr_scale), trial, past)
+        self.trials[pair].append(self.comparison.trial(pair, settings, trial))
+        self.queue(self.trials[pair][-1])
+
+    def follow(self, pair: Pair) -> None:
+        """Queue what follows from the pair's trials that are in: its next trial, or its test cells."""
+        while pair in self.untuned:
+            trials = self.trials[pair]
+            past = self.past(pair)
+            if len(past) < len(trials):
+                return
+            if len(trials) < self.comparison.n_trials:
+                self.queue_trial(pair, len(trials), past)
+                continue
+            del self.untuned[pair]
+            problem, optimizer = self.specs(pair)
+            self.tuner.finish(pair[0], optimizer, optimizer.space(problem.lr_scale), past)
+            best = trials[best_trial(self.done[cell.key] for cells in trials for cell in cells)][0].settings
+            final = self.comparison.final(pair, best)
+            n_saved = 2 * self.comparison.n_seeds - len(final)
+            self.left[pair] -= n_saved
+            self.n_cells -= n_saved
+            self.queue(final)
+
+    def past(self, pair: Pair) -> list[tuple[Settings, float]]:
+        """Return settings and loss of the pair's trials, as far as they are in without a gap."""
+        past = []
+        for cells in self.trials[pair]:
+            records = [self.done[cell.key] for cell in cells if cell.key in self.done]
+            if len(records) < len(cells):
+                break
+            past.append((cells[0].settings, next(iter(losses(records).values()))))
+        return past
+
+    def specs(self, pair: Pair) -> tuple[Problem, OptimizerSpec]:
+        known = catalog(self.comparison.modules)
+        return known.problems[pair[0]], known.optimizer(pair[1])
 
     def collect(self, finished: Iterable[Future[Record]]) -> None:
         for future in finished:
-            cell = self.futures[future]
-            error = future.exception()
+            job, error = self.futures[future], future.exception()
             if error:  # the worker died; an error of the cell itself is in its record
-                record = finish(cell, failure(cell, _why(error)), 0.0, self.comparison.command())
+                why = str(error) if isinstance(error, WorkerError) else f"{type(error).__name__}: {error}"
+                record = job.failed(why)
             else:
                 record = future.result()
             self.append(record)
             del self.futures[future]
-            self.done[record["cell"]] = record  # a failed cell is tried again in the next run, not in this one
-            self.progress(record, *self.counts())
+            self.take(job, record)
 
-    def counts(self) -> tuple[int, int]:
-        return len(self.wanted & self.done.keys()), self.n_cells
+    def take(self, job: Job, record: Record) -> None:
+        """Note a finished cell; one that failed is tried again as often as asked, and in the next run."""
+        self.estimate.add(record)
+        if record["outcome"] == "failed" and job.attempt <= self.execution.n_retries:
+            self.pending.append(replace(job, attempt=job.attempt + 1))
+        else:
+            pair = job.cell.problem, job.cell.optimizer
+            self.left[pair] -= 1
+            self.done[record["cell"]] = record
+            self.follow(pair)
+        self.progress(record, self.state())
 
-
-def _why(error: BaseException) -> str:
-    code = getattr(error, "exitcode", None)
-    if code is None:
-        return f"{type(error).__name__}: {error}"
-    how = f"by {signal.Signals(-code).name}" if code < 0 else f"with exit code {code}"
-    return f"the worker process was ended {how}" + (" (out of memory?)" if code == -signal.SIGKILL else "")
-
-
-@contextmanager
-def local_workers(n_workers: int, command: str) -> Iterator[Submit]:
-    """Yield a function that runs a cell in one of `n_workers` processes; one that dies fails only its own cell."""
-    from pebble import ProcessPool
-
-    if os.name == "posix":
-        from multiprocessing import resource_tracker
-
-        resource_tracker.ensure_running()  # its start, with the first process, would let interrupts through again
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPool(n_workers, initializer=_start_worker, context=context)
-
-    def submit(cell: Cell) -> Future[Record]:
-        with interrupts_blocked():  # the pool's threads and processes inherit it: Ctrl-C is the parent's to handle
-            inner: Future[Record] = pool.schedule(run_cell, args=(cell, command))
-        return inner
-
-    try:
-        yield submit
-        pool.close()
-        pool.join()
-    except BaseException:
-        with interrupts_blocked():  # a second Ctrl-C waits until the workers are gone
-            pool.stop()
-            pool.join()
-        raise
-
-
-def _start_worker() -> None:
-    """One thread, and gone when the parent is."""
-    torch.set_num_threads(1)
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def leave_with(process: BaseProcess) -> None:
-        process.join()
-        os._exit(1)
-
-    threading.Thread(target=leave_with, args=(parent,), daemon=True).start()
-
-
-def n_processors() -> int:
-    """Return the number of processors that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    def state(self) -> State:
+        n_left = sum(self.left.values())
+        return State(self.n_cells - n_left, self.n_cells, self.estimate.left(self.left, self.n_parallel))

@@ -25,7 +25,7 @@ def provenance() -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             "frankenstein": installed("frankenstein-optimizer"),
-            **{name: installed(name) for name in ("numpy", "torch", "scikit-learn")},
+            **{name: installed(name) for name in ("numpy", "torch", "scikit-learn", "pytorch-optimizer")},
         },
         "git": _git_hash(),
         "system": f"{platform.system()} {platform.machine()}",

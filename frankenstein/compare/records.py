@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from numbers import Real
 from pathlib import Path
+from types import NoneType
 from typing import Any, NamedTuple
 
-SCHEMA = 1
+SCHEMA = 2
 FILE = "records.jsonl"
 
 Record = dict[str, Any]
@@ -35,18 +36,21 @@ SHAPE: dict[str, Any] = {
         "target": Real,
         "worst": Real,
         "n_steps": int,
-        "lr_grid": list,
+        "lr_scale": Real,
     },
     "optimizer": str,
     "optimizer_title": str,
     "optimizer_config": {"class": str, "default": {"lr": Real}, "options": dict},
     "settings": {"lr": Real},
+    "space": {"lr": list},
     "seed": int,
     "split": ("validation", "test"),
+    "trial": int | None,
+    "tuner": str | None,
     "outcome": ("finished", "diverged", "failed"),
     "reason": str,
     "score": Real,
-    "curve": list,
+    "curve": {"step": list, "score": list, "seconds": list},
     "wall_seconds": Real,
     "finished_at": str,
     "command": str,
@@ -183,13 +187,20 @@ def _decode(line: bytes) -> tuple[Record, str]:
     if record.get("schema") != SCHEMA:
         return {}, f"has schema {record.get('schema')!r}, this version reads schema {SCHEMA}"
     problem = _mismatch(record, SHAPE, "")
-    if not problem and not all(_is_point(point) for point in record["curve"]):
-        problem = "has a curve that is not a list of [step, score]"
+    if not problem and not _is_curve(record["curve"]):
+        problem = "has a curve that is not lists of numbers, of equal length"
     return record, problem
 
 
-def _is_point(point: Any) -> bool:
-    return isinstance(point, list) and len(point) == 2 and all(_is_a(number, Real) for number in point)
+def _is_curve(curve: dict[str, Any]) -> bool:
+    """Say whether the columns are of one length and hold numbers; those beyond the first three may have gaps."""
+    for name, column in curve.items():
+        allowed = (int, float) if name in ("step", "score", "seconds") else (int, float, NoneType)
+        if not isinstance(column, list) or len(column) != len(curve["step"]):
+            return False
+        if not all(type(value) in allowed for value in column):
+            return False
+    return all(map(math.isfinite, (*curve["score"], *curve["seconds"])))
 
 
 def _mismatch(value: Any, shape: Any, name: str) -> str:
@@ -208,7 +219,7 @@ def _mismatch(value: Any, shape: Any, name: str) -> str:
     return "" if is_right else f"has {str(value)[:20]!r} in {name!r}"
 
 
-def _is_a(value: Any, kind: type) -> bool:
+def _is_a(value: Any, kind: Any) -> bool:
     if kind is Real:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))

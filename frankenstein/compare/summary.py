@@ -5,36 +5,22 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
-from statistics import fmean, median
+from statistics import median
 from typing import Any
 
+from frankenstein.compare.comparison import best_trial
+from frankenstein.compare.optimizers import Range, Settings
 from frankenstein.compare.records import Record
-from frankenstein.compare.statistics import Interval, are_level, bootstrap_mean, mean_ranks, median_with_misses
+from frankenstein.compare.statistics import Interval, are_level, bootstrap_mean, median_with_misses
 
-
-def best_lr(trials: Iterable[Record]) -> float:
-    """Return the learning rate with the best mean validation score; of equal ones, the one with the better mean curve.
-
-    Args:
-        trials: The tuning records of one optimizer on one problem, every learning rate on the same seeds.
-    """
-    by_lr: dict[float, list[Record]] = {}
-    for record in trials:
-        by_lr.setdefault(record["settings"]["lr"], []).append(record)
-
-    def goodness(lr: float) -> tuple[float, float]:
-        sign = 1.0 if by_lr[lr][0]["problem_config"]["is_higher_better"] else -1.0
-        curves = [fmean([score for _, score in record["curve"]] or [record["score"]]) for record in by_lr[lr]]
-        return sign * fmean(record["score"] for record in by_lr[lr]), sign * fmean(curves)
-
-    return max(sorted(by_lr), key=goodness)
+EDGE = 0.05  # share of the search interval, in decades, that counts as its edge
 
 
 @dataclass(frozen=True)
 class Setting:
-    """One optimizer at one learning rate on the test split; its records are in the order of their seeds."""
+    """One optimizer with one choice of settings on the test split; its records are in the order of their seeds."""
 
-    lr: float
+    settings: Settings
     records: list[Record]
 
     @cached_property
@@ -53,9 +39,13 @@ class Setting:
         return sum(record.get("steps_to_target") is not None for record in self.records)
 
     @property
-    def seconds_per_step(self) -> float:
-        """Median over seeds, forward and backward pass included; NaN where none could be run."""
-        return median([r["seconds_per_step"] for r in self.records if "seconds_per_step" in r] or [float("nan")])
+    def seconds_to_target(self) -> float:
+        """Median over seeds, of training without evaluations; inf where half of them missed it."""
+        return median_with_misses([record.get("seconds_to_target") for record in self.records])
+
+    def cost(self, name: str) -> float:
+        """Return the median over seeds of "seconds_per_step", "optimizer_seconds_per_step" or "state_bytes"; or NaN."""
+        return median([r[name] for r in self.records if r.get(name) is not None] or [float("nan")])
 
     def count(self, outcome: str) -> int:
         """Return how many seeds ended so."""
@@ -80,17 +70,30 @@ class Row:
     default: Setting | None
 
     @property
+    def edges(self) -> list[str]:
+        """The tuned settings in an outer twentieth of what was searched: a wider search may gain."""
+        if self.tuned is None:
+            return []
+        space = {name: Range(*interval) for name, interval in self.trials[0]["space"].items()}
+        places = {name: space[name].unit(value) for name, value in self.tuned.settings.items() if name in space}
+        return [name for name, place in places.items() if not EDGE < place < 1.0 - EDGE]
+
+    @property
     def is_at_edge(self) -> bool:
-        """Whether the best learning rate is the smallest or largest that was tried."""
-        rates = [record["settings"]["lr"] for record in self.trials]
-        return self.tuned is not None and self.tuned.lr in (min(rates), max(rates))
+        """Whether the best learning rate is at the edge of its search."""
+        return "lr" in self.edges
+
+    @cached_property
+    def records(self) -> list[Record]:
+        """The records behind the row, each once: trials, tuned, default."""
+        settings = [setting for setting in (self.tuned, self.default) if setting]
+        found = {r["cell"]: r for records in (self.trials, *(s.records for s in settings)) for r in records}
+        return list(found.values())
 
     @property
     def n_failed(self) -> int:
         """Number of runs, tuning included, that failed with an error."""
-        settings = [setting for setting in (self.tuned, self.default) if setting]
-        runs = {r["cell"]: r for records in (self.trials, *(s.records for s in settings)) for r in records}
-        return sum(record["outcome"] == "failed" for record in runs.values())
+        return sum(record["outcome"] == "failed" for record in self.records)
 
 
 @dataclass(frozen=True)
@@ -108,6 +111,11 @@ class ProblemSummary:
         tuned = [(row.optimizer, row.tuned) for row in self.rows if row.tuned]
         return [name for name, setting in tuned if setting is tuned[0][1] or setting.is_level_with(tuned[0][1])]
 
+    @property
+    def records(self) -> list[Record]:
+        """The records behind the rows."""
+        return [record for row in self.rows for record in row.records]
+
     def row(self, optimizer: str) -> Row | None:
         """Return the optimizer's row, if there is one."""
         return next((row for row in self.rows if row.optimizer == optimizer), None)
@@ -118,7 +126,7 @@ def summarise(records: Iterable[Record]) -> list[ProblemSummary]:
 
     Where a folder holds several configurations of a problem or an optimizer, only the newest counts.
     """
-    records = list(records)
+    records = sorted(records, key=lambda record: record["finished_at"])  # stable: of one second, in their order
     problems = {record["problem"]: record["problem_config"] for record in records}
     optimizers = {(r["problem"], r["optimizer"]): r["optimizer_config"] for r in records}
     groups: dict[tuple[str, str], list[Record]] = {}
@@ -139,40 +147,23 @@ def _problem(groups: list[list[Record]]) -> ProblemSummary:
 
 def _row(records: list[Record]) -> Row:
     newest = records[-1]
-    trials = sorted((r for r in records if r["split"] == "validation"), key=lambda r: (r["settings"]["lr"], r["seed"]))
+    tuner = next((r["tuner"] for r in reversed(records) if r["tuner"]), None)
+    trials = [r for r in records if r["split"] == "validation" and r["tuner"] == tuner]
+    trials.sort(key=lambda r: (r["trial"], r["seed"]))
+    tuned = None
+    if trials:
+        best = best_trial(trials)
+        tuned = _setting(records, next(r["settings"] for r in trials if r["trial"] == best))
     return Row(
         optimizer=newest["optimizer"],
         title=newest["optimizer_title"],
         config=newest["optimizer_config"],
         trials=trials,
-        tuned=_setting(records, best_lr(trials)) if trials else None,
-        default=_setting(records, newest["optimizer_config"]["default"]["lr"]),
+        tuned=tuned,
+        default=_setting(records, newest["optimizer_config"]["default"]),
     )
 
 
-def _setting(records: list[Record], lr: float) -> Setting | None:
-    chosen = sorted((r for r in records if r["split"] == "test" and r["settings"]["lr"] == lr), key=lambda r: r["seed"])
-    return Setting(lr, chosen) if chosen else None
-
-
-def ranking(summaries: list[ProblemSummary]) -> list[tuple[str, float, int]]:
-    """Return (title, mean rank, number of problems where it is best or level) for each optimizer, the best first.
-
-    Only optimizers with a tuned score on every problem are ranked.
-    """
-    names = dict.fromkeys(row.optimizer for summary in summaries for row in summary.rows)
-    complete: dict[str, list[Setting]] = {}
-    for name in names:
-        settings = [row.tuned for summary in summaries if (row := summary.row(name)) and row.tuned]
-        if len(settings) == len(summaries):
-            complete[name] = settings
-    if not complete:
-        return []
-    scores = [[setting.score.value for setting in settings] for settings in complete.values()]
-    ranks = mean_ranks(scores, [summary.config["is_higher_better"] for summary in summaries])
-    titles = {row.optimizer: row.title for summary in summaries for row in summary.rows}
-    table = [
-        (titles[name], float(rank), sum(name in summary.best for summary in summaries))
-        for name, rank in zip(complete, ranks, strict=True)
-    ]
-    return sorted(table, key=lambda entry: entry[1])
+def _setting(records: list[Record], settings: Settings) -> Setting | None:
+    chosen = [r for r in records if r["split"] == "test" and r["settings"] == settings]
+    return Setting(settings, sorted(chosen, key=lambda r: r["seed"])) if chosen else None

@@ -1,223 +1,232 @@
 from __future__ import annotations
 
 import dataclasses
-import math
+import json
 
 import pytest
-import torch
+from compare.in_process import in_process
 
 from frankenstein.compare import engine
-from frankenstein.compare.cells import Cell, run_cell
-from frankenstein.compare.engine import TUNING_SEEDS, Comparison
-from frankenstein.compare.optimizers import OPTIMIZERS, OptimizerSpec
-from frankenstein.compare.problems import PROBLEMS
-from frankenstein.compare.records import read
-from frankenstein.compare.summary import best_lr
+from frankenstein.compare.catalog import catalog
+from frankenstein.compare.comparison import FIRST_TUNING_SEED, MAX_SEEDS, Comparison, best_trial, losses
+from frankenstein.compare.estimate import Estimate
+from frankenstein.compare.executors import WorkerError
+from frankenstein.compare.problems.problem import Reference
+from frankenstein.compare.records import RecordError, read
+
+PROBLEMS, OPTIMIZERS = catalog().problems, catalog().optimizers
 
 
-@pytest.fixture
-def short(monkeypatch):
-    """The same problems, forty steps long."""
-    for name, problem in PROBLEMS.items():
-        monkeypatch.setitem(PROBLEMS, name, dataclasses.replace(problem, n_steps=40, n_evals=8))
+@pytest.fixture(autouse=True)
+def five_steps(monkeypatch):
+    for name in ("beale", "stairs"):
+        monkeypatch.setitem(PROBLEMS, name, dataclasses.replace(PROBLEMS[name], n_steps=5, n_evals=1))
 
 
-@pytest.mark.parametrize("problem", PROBLEMS)
-def test_a_cell_is_repeatable(short, problem):
-    first, second = (run_cell(Cell(problem, "frankenstein", 1e-2, 0, "test")) for _ in range(2))
-    assert first["outcome"] == "finished"
-    assert (first["score"], first["curve"]) == (second["score"], second["curve"])
-    assert [step for step, _ in first["curve"]] == [0, 5, 10, 15, 20, 25, 30, 35, 40]
-    assert first["score"] == first["curve"][-1][1]
-    assert first["n_steps_done"] == 40
-    assert 0 < first["optimizer_seconds_per_step"] < first["seconds_per_step"]
+def go(folder, comparison, run=lambda job: job.run(), **options):
+    """Run a comparison in this process; return the number of jobs, and the states that were reported."""
+    execution, executor = in_process(run, **options)
+    states = []
+    engine.run(comparison, folder, execution, lambda _, state: states.append(state), pytest.fail)
+    return executor.n_run, states
 
 
-def test_optimizers_meet_the_same_start(short):
-    starts = {name: run_cell(Cell("rosenbrock", name, 1e-3, 5, "test"))["curve"][0] for name in OPTIMIZERS}
-    assert len({tuple(start) for start in starts.values()}) == 1
-    other = run_cell(Cell("rosenbrock", "sgd", 1e-3, 6, "test"))["curve"][0]
-    assert other != starts["sgd"]
+SMALL = Comparison(("beale",), ("sgd", "adam"), n_trials=4, n_tuning_seeds=2, n_seeds=3)
 
 
-def test_it_is_plain_training(short):
-    """The curve of a cell is that of a training loop written out by hand."""
-    task = PROBLEMS["digits-mlp"].start(2, "validation")
-    optimizer = torch.optim.AdamW(task.parameters(), lr=3e-3)
-    for _ in range(40):
-        task.step(optimizer)
-    expected = task.score()
-    assert run_cell(Cell("digits-mlp", "adamw", 3e-3, 2, "validation"))["score"] == pytest.approx(expected, rel=1e-5)
+def test_budgets_are_equal_and_test_seeds_fresh(tmp_path):
+    go(tmp_path, dataclasses.replace(SMALL, problems=("beale", "stairs"), optimizers=("sgd", "adam", "rmsprop")))
+    groups = {}
+    for record in read(tmp_path, pytest.fail):
+        key = record["problem"], record["optimizer"], record["split"]
+        groups.setdefault(key, []).append((record["trial"], record["seed"]))
+    tuning_seeds = (FIRST_TUNING_SEED, FIRST_TUNING_SEED + 1)
+    for (_, _, split), runs in groups.items():
+        if split == "validation":
+            assert sorted(runs) == [(trial, seed) for trial in range(4) for seed in tuning_seeds]
+        else:
+            assert sorted(seed for _, seed in runs) in ([0, 0, 1, 1, 2, 2], [0, 1, 2])
+    assert len(groups) == 2 * 3 * 2
+    assert MAX_SEEDS < FIRST_TUNING_SEED
 
 
-def test_divergence_is_an_outcome():
-    record = run_cell(Cell("rosenbrock", "sgd", 3.0, 0, "test"))
-    assert record["outcome"] == "diverged"
-    assert record["score"] == PROBLEMS["rosenbrock"].worst
-    assert record["n_steps_done"] < 500
-    assert record["steps_to_target"] is None
-    assert all(math.isfinite(score) for _, score in record["curve"])
+def test_the_best_trial_and_the_default_are_tested(tmp_path):
+    go(tmp_path, SMALL)
+    records = read(tmp_path, pytest.fail)
+    for optimizer in SMALL.optimizers:
+        mine = [record for record in records if record["optimizer"] == optimizer]
+        by_trial = losses(record for record in mine if record["split"] == "validation")
+        chosen = min(by_trial, key=by_trial.get)
+        settings = next(record["settings"] for record in mine if record["trial"] == chosen)
+        tested = [record["settings"] for record in mine if record["split"] == "test"]
+        assert all(one in (settings, OPTIMIZERS[optimizer].default) for one in tested)
+        assert settings in tested
+        assert OPTIMIZERS[optimizer].default in tested
 
 
-def test_failure_is_an_outcome(monkeypatch):
-    monkeypatch.setitem(
-        OPTIMIZERS, "broken", OptimizerSpec("broken", "Broken", "torch.optim:SGD", {"lr": 1e-3}, {"momentum": -1.0})
-    )
-    record = run_cell(Cell("beale", "broken", 1e-3, 0, "test"))
-    assert record["outcome"] == "failed"
-    assert record["reason"] == "ValueError: Invalid momentum value: -1.0"
-    assert record["score"] == PROBLEMS["beale"].worst
-
-
-def test_target_counts_the_first_step_that_reaches_it(short):
-    record = run_cell(Cell("digits-mlp", "adam", 1e-2, 0, "test"))
-    scores = dict(record["curve"])
-    expected = next((step for step, score in scores.items() if score >= 0.96), None)
-    assert record["steps_to_target"] == expected
-    hard = run_cell(Cell("digits-mlp", "sgd", 3e-4, 0, "test"))
-    assert hard["steps_to_target"] is None
-
-
-@pytest.mark.parametrize(
-    "change", [{"lr": 2e-3}, {"seed": 1}, {"split": "validation"}, {"problem": "digits-mlp"}, {"optimizer": "adamw"}]
-)
-def test_key_sees_every_field(change):
-    cell = Cell("digits-cnn", "adam", 1e-3, 0, "test")
-    assert cell.key() == Cell("digits-cnn", "adam", 1e-3, 0, "test").key()
-    assert dataclasses.replace(cell, **change).key() != cell.key()
-
-
-@pytest.mark.parametrize("change", [{"n_steps": 10}, {"version": 2}, {"target": 0.5}, {"lr_grid": (1.0,)}])
-def test_key_sees_the_problems_configuration(monkeypatch, change):
-    cell = Cell("digits-cnn", "adam", 1e-3, 0, "test")
-    before = cell.key()
-    monkeypatch.setitem(PROBLEMS, "digits-cnn", dataclasses.replace(PROBLEMS["digits-cnn"], **change))
-    assert cell.key() != before
-
-
-def test_key_sees_the_optimizers_options_and_not_its_title(monkeypatch):
-    cell, adam = Cell("digits-cnn", "adam", 1e-3, 0, "test"), OPTIMIZERS["adam"]
-    before = cell.key()
-    monkeypatch.setitem(OPTIMIZERS, "adam", dataclasses.replace(adam, title="Adam, as usual"))
-    assert cell.key() == before
-    monkeypatch.setitem(OPTIMIZERS, "adam", dataclasses.replace(adam, options={"amsgrad": True}))
-    assert cell.key() != before
-
-
-def test_budgets_are_equal_and_test_seeds_fresh():
-    comparison = Comparison(tuple(PROBLEMS), tuple(OPTIMIZERS), n_seeds=4)
-    for problem in PROBLEMS:
-        budgets = {tuple((cell.lr, cell.seed) for cell in comparison.tuning(problem, name)) for name in OPTIMIZERS}
-        assert len(budgets) == 1
-    tuning, final = comparison.tuning("beale", "rmsprop"), comparison.final("beale", "rmsprop", 0.1)
-    assert {cell.split for cell in tuning} == {"validation"}
-    assert {cell.seed for cell in tuning} == set(TUNING_SEEDS)
-    assert max(range(engine.MAX_SEEDS)) < min(TUNING_SEEDS)
-    assert {cell.split for cell in final} == {"test"}
-    assert not {cell.seed for cell in tuning} & {cell.seed for cell in final}
-    assert [(cell.lr, cell.seed) for cell in final] == [(lr, seed) for lr in (0.1, 1e-2) for seed in range(4)]
-    assert len(comparison.final("beale", "rmsprop", 1e-2)) == 4  # tuning chose the default: nothing runs twice
-
-
-def entry(lr, score, *, higher=True, middle=0.0, seed=0):
-    curve = [[0, 0.0], [1, middle], [2, score]]
+def entry(trial, score, *, higher=True, middle=0.0):
     return {
-        "settings": {"lr": lr},
+        "trial": trial,
         "score": score,
-        "seed": seed,
-        "curve": curve,
+        "curve": {"step": [0, 1, 2], "score": [0.0, middle, score]},
         "problem_config": {"is_higher_better": higher},
     }
 
 
-def test_best_learning_rate():
-    assert best_lr([entry(1, 0.5), entry(2, 0.9), entry(3, 0.7)]) == 2
-    assert best_lr([entry(1, 0.5, higher=False), entry(2, 0.9, higher=False)]) == 1
-    tie = [entry(1, 0.9, middle=0.2), entry(2, 0.9, middle=0.8)]
-    assert best_lr(tie) == best_lr(tie[::-1]) == 2
-    assert best_lr([entry(1, 0.5, higher=False, middle=0.2), entry(2, 0.5, higher=False, middle=0.8)]) == 1
+def test_best_trial():
+    assert best_trial([entry(0, 0.5), entry(1, 0.9), entry(2, 0.7)]) == 1
+    assert best_trial([entry(0, 0.5, higher=False), entry(1, 0.9, higher=False)]) == 0
+    tie = [entry(0, 0.9, middle=0.2), entry(1, 0.9, middle=0.8)]
+    assert best_trial(tie) == best_trial(tie[::-1]) == 1
+    assert best_trial([entry(0, 0.5, higher=False, middle=0.2), entry(1, 0.5, higher=False, middle=0.8)]) == 0
+    lucky, steady = [entry(0, 0.99), entry(0, 0.1)], [entry(1, 0.8), entry(1, 0.8)]
+    assert best_trial(lucky + steady) == 1
 
 
-def test_best_learning_rate_is_the_mean_over_tuning_seeds():
-    lucky = [entry(1, 0.99, seed=0), entry(1, 0.1, seed=1)]
-    steady = [entry(2, 0.8, seed=0), entry(2, 0.8, seed=1)]
-    assert best_lr(lucky + steady) == 2
+def test_it_goes_on_and_tries_again_what_failed(tmp_path):
+    """Trials that fail in the first go score worst, so tuning does not choose them."""
 
+    def failing(job):
+        return job.failed("no reason") if job.cell.trial == 2 else job.run()
 
-@pytest.fixture
-def in_this_process(monkeypatch):
-    """A thread in place of worker processes, and five steps a run."""
-    from concurrent.futures import ThreadPoolExecutor
-    from contextlib import contextmanager
-
-    @contextmanager
-    def thread(n_workers, command):
-        with ThreadPoolExecutor(1) as pool:
-            yield lambda cell: pool.submit(engine.run_cell, cell, command)
-
-    monkeypatch.setattr(engine, "local_workers", thread)
-    monkeypatch.setitem(PROBLEMS, "beale", dataclasses.replace(PROBLEMS["beale"], n_steps=5, n_evals=1))
-
-
-def test_run_goes_on_and_retries_what_failed(tmp_path, monkeypatch, in_this_process):
-    """The runs that fail in the first go score worst, so tuning does not choose their learning rate."""
-    n_run, fails = 0, True
-
-    def counting(cell, command):
-        nonlocal n_run
-        n_run += 1
-        record = run_cell(cell, command)
-        return record | {"outcome": "failed", "reason": "x", "score": 3.0} if fails and cell.lr == 3.0 else record
-
-    monkeypatch.setattr(engine, "run_cell", counting)
-    counts = []
-
-    def go(n_seeds):
-        comparison = Comparison(("beale",), ("sgd", "adam"), n_seeds)
-        engine.run(comparison, tmp_path, 1, lambda _, done, everything: counts.append((done, everything)), pytest.fail)
-        return n_run
-
-    n_first = go(1)
-    n_failed = sum(record["outcome"] == "failed" for record in read(tmp_path, pytest.fail))
-    assert n_failed >= 2 * 3
-    n_settings = n_first - 2 * 27  # 4, or fewer where tuning chooses the default
-    assert n_first == len(read(tmp_path, pytest.fail))
-    assert counts[0] == (0, 2 * (27 + 2))
-    assert counts[-1] == (n_first, n_first)
-    fails = False
-    assert go(1) == n_first + n_failed  # once more
-    assert go(1) == n_first + n_failed
-    assert go(3) == n_first + n_failed + 2 * n_settings  # more seeds: only the new ones
+    n_first, states = go(tmp_path, SMALL, failing)
+    assert (states[0].n_done, states[0].n_cells) == (0, 2 * (8 + 6))
+    assert (states[-1].n_done, states[-1].n_cells) == (n_first, n_first)
+    assert [state.n_done for state in states] == list(range(n_first + 1))
+    assert sum(record["outcome"] == "failed" for record in read(tmp_path, pytest.fail)) == 2 * 2
+    n_again, states = go(tmp_path, SMALL)
+    assert 4 <= n_again <= 4 + 6  # what failed; and test cells, where a trial that failed is chosen now
+    assert states[0].n_done == 2 * 8 - 4
+    assert go(tmp_path, SMALL)[0] == 0
+    n_more, _ = go(tmp_path, dataclasses.replace(SMALL, n_seeds=4))
+    assert 2 <= n_more <= 4  # one seed more, tuned and untuned
     assert "failed" not in {record["outcome"] for record in read(tmp_path, pytest.fail)}
 
 
-def test_a_worker_that_dies_fails_its_own_cell_only(tmp_path, monkeypatch, in_this_process):
-    """The error of a lost process, as the pool reports it, becomes the record's reason."""
-
-    class Lost(RuntimeError):
-        exitcode = -9
-
-    def dying(cell, command):
-        if cell.lr == 0.1 and cell.seed == TUNING_SEEDS[1]:
-            raise Lost("Abnormal termination")
-        return run_cell(cell, command)
-
-    monkeypatch.setattr(engine, "run_cell", dying)
-    engine.run(Comparison(("beale",), ("sgd",), 1), tmp_path, 1, lambda *_: None, pytest.fail)
-    records = read(tmp_path, pytest.fail)
-    failed = [record for record in records if record["outcome"] == "failed"]
-    assert 28 <= len(records) <= 29
-    assert [record["reason"] for record in failed] == ["the worker process was ended by SIGKILL (out of memory?)"]
-    assert failed[0]["score"] == PROBLEMS["beale"].worst
+def test_more_trials_begin_with_those_that_are_there(tmp_path):
+    go(tmp_path, SMALL)
+    n_more, _ = go(tmp_path, dataclasses.replace(SMALL, n_trials=6))
+    assert 2 * 2 * 2 <= n_more <= 2 * 2 * 2 + 2 * 3
 
 
-def test_command_repeats_the_comparison():
+@pytest.mark.parametrize("n_retries", [0, 1, 3])
+def test_retries(tmp_path, n_retries):
+    """A cell that fails twice is there at the end if it may be tried three times; each attempt is recorded."""
+    attempts = []
+
+    def flaky(job):
+        if (job.cell.trial, job.cell.seed, job.cell.optimizer) == (1, FIRST_TUNING_SEED, "sgd"):
+            attempts.append(job.attempt)
+            if len(attempts) <= 2:
+                raise WorkerError("the worker process was ended by SIGKILL (out of memory?)")
+        return job.run()
+
+    _, states = go(tmp_path, SMALL, flaky, n_retries=n_retries)
+    assert attempts == [1, 2, 3][: n_retries + 1]
+    assert states[-1].n_done == states[-1].n_cells
+    lines = [json.loads(line) for line in (tmp_path / "records.jsonl").read_text().splitlines()]
+    failed = [record for record in lines if record["outcome"] == "failed"]
+    assert [record["attempt"] for record in failed] == attempts[:2]
+    assert {record["reason"] for record in failed} == {"the worker process was ended by SIGKILL (out of memory?)"}
+    assert {record["score"] for record in failed} == {PROBLEMS["beale"].worst}
+    outcomes = {record["outcome"] for record in read(tmp_path, pytest.fail)}
+    assert ("failed" in outcomes) == (n_retries < 2)
+
+
+def test_optuna_runs_trial_by_trial_and_goes_on(tmp_path):
+    """Stopped in the middle and continued, the search tries the same settings as one in one go."""
+    comparison = dataclasses.replace(SMALL, tuner="optuna", n_trials=9)
+    n_whole, states = go(tmp_path / "whole", comparison)
+    assert states[-1].n_done == states[-1].n_cells == n_whole
+
+    class StopError(Exception):
+        pass
+
+    def stopping(record, state):
+        if state.n_done == 20:
+            raise StopError
+
+    with pytest.raises(StopError):
+        engine.run(comparison, tmp_path / "part", in_process()[0], stopping, pytest.fail)
+    n_rest, _ = go(tmp_path / "part", comparison)
+    assert n_rest == n_whole - 20
+
+    def scores(folder):
+        return {record["cell"]: record["score"] for record in read(tmp_path / folder, pytest.fail)}
+
+    assert scores("whole") == scores("part")
+
+
+def test_references_are_kept_beside_the_records(tmp_path, monkeypatch):
+    reference = Reference("A curve", "A paper, 2020", (0, 5), (1.0, 0.5))
+    monkeypatch.setitem(PROBLEMS, "beale", dataclasses.replace(PROBLEMS["beale"], references=(reference,)))
+    go(tmp_path, SMALL)
+    go(tmp_path, dataclasses.replace(SMALL, problems=("stairs",)))
+    kept = json.loads((tmp_path / "references.json").read_text())
+    expected = {"title": "A curve", "source": "A paper, 2020", "step": [0, 5], "score": [1.0, 0.5]}
+    assert kept == {"beale": [expected]}
+    (tmp_path / "references.json").write_text("[")
+    with pytest.raises(RecordError, match=r"cannot use .*references.json"):
+        go(tmp_path, SMALL)
+
+
+def test_nothing_is_started_when_all_is_done(tmp_path):
+    go(tmp_path, SMALL)
+    execution = dataclasses.replace(in_process()[0], executor=lambda: pytest.fail("an executor was started"))
+    engine.run(SMALL, tmp_path, execution, lambda *_: None, pytest.fail)
+
+
+def test_command_repeats_the_comparison(tmp_path):
     from frankenstein.cli import _parser
+    from frankenstein.cli.compare import _comparison
 
-    comparison = Comparison(("beale", "stairs"), ("sgd", "adam"), 3)
-    options = _parser().parse_args(comparison.command().split()[1:])
-    assert (tuple(options.problems), tuple(options.optimizers), options.seeds) == (
-        ("beale", "stairs"),
-        ("sgd", "adam"),
-        3,
-    )
+    module = tmp_path / "my problems.py"
+    module.write_text("PROBLEMS = ()\n")
+    asked = Comparison(("beale", "stairs"), ("sgd", "torch.optim:NAdam"), 7, 2, 3, "optuna", (str(module),))
+    import shlex
+
+    options = _parser().parse_args(shlex.split(asked.command())[1:])
+    assert _comparison(options) == asked
+
+
+def timed(problem, optimizer, seconds):
+    return {"problem": problem, "optimizer": optimizer, "wall_seconds": seconds}
+
+
+def test_the_estimate_is_right_where_pairs_are_known_and_sensible_where_not():
+    estimate = Estimate()
+    assert estimate.left({("a", "x"): 3}, 2) is None
+    assert estimate.left({("a", "x"): 0}, 2) == 0
+    for problem, factor in (("a", 1.0), ("b", 4.0)):
+        for optimizer, seconds in (("x", 1.0), ("y", 2.0)):
+            estimate.add(timed(problem, optimizer, factor * seconds))
+    assert estimate.left({("a", "x"): 10, ("b", "y"): 5}, 2) == (10 * 1 + 5 * 8) / 2
+    estimate.add(timed("c", "x", 10.0))
+    estimate.add(timed("c", "x", 10.0))
+    guess = estimate.of(("c", "y"))
+    assert 5.0 < guess < 20.0  # the optimizers differ by two, problem c takes about ten times problem a
+    assert estimate.of(("new", "x")) is not None
+
+
+def test_the_estimate_of_a_run_is_honest_all_the_while(tmp_path):
+    """With known costs per pair, the time left is right within a fifth as soon as every pair has run once."""
+    cost = {("beale", "sgd"): 1.0, ("beale", "adam"): 2.0, ("stairs", "sgd"): 5.0, ("stairs", "adam"): 30.0}
+
+    def pretending(job):
+        return job.run() | {"wall_seconds": cost[job.cell.problem, job.cell.optimizer]}
+
+    comparison = Comparison(("beale", "stairs"), ("sgd", "adam"), n_trials=10, n_seeds=5)
+    execution, _ = in_process(pretending)
+    spent, seen = 0.0, []
+
+    def watch(record, state):
+        nonlocal spent
+        spent += record["wall_seconds"] if record else 0.0
+        seen.append((spent, state.seconds_left))
+
+    engine.run(comparison, tmp_path, execution, watch, pytest.fail)
+    assert seen[0][1] is None
+    assert seen[-1][1] == 0
+    total = seen[-1][0]
+    for spent_then, left in seen[4:]:
+        assert left == pytest.approx(total - spent_then, rel=0.2, abs=0.1 * total)  # a chosen default saves test cells

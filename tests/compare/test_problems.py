@@ -1,14 +1,23 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
 import torch
 
-from frankenstein.compare.optimizers import DEFAULT_OPTIMIZERS, OPTIMIZERS
-from frankenstein.compare.problems import PROBLEMS
+from frankenstein.compare.catalog import catalog
+from frankenstein.compare.problems import tabular
 from frankenstein.compare.problems.digits import BATCH_SIZE, load_splits
 from frankenstein.compare.problems.functions import beale, rosenbrock, stairs
+from frankenstein.compare.problems.problem import Budget
+from frankenstein.compare.suites import SUITES
+
+PROBLEMS = catalog().problems
+
+
+def start(name, seed, split):
+    return PROBLEMS[name].run.start(seed, Budget(1, 1, split))
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
@@ -17,15 +26,22 @@ def test_the_seed_decides_everything(name):
 
     def losses(seed, noise):
         torch.manual_seed(noise)
-        task = PROBLEMS[name].start(seed, "test")
+        task = start(name, seed, "test")
         torch.manual_seed(noise + 1)
-        start = [p.detach().clone() for p in task.parameters()]
-        optimizer = torch.optim.SGD(task.parameters(), lr=1e-4)
-        return start, [task.step(optimizer) for _ in range(40)]
+        first = [p.detach().clone() for p in task.parameters()]
+        optimizer = torch.optim.SGD(task.parameters(), lr=1e-6)
+        values = []
+        for _ in range(40):
+            optimizer.zero_grad()
+            loss = task.loss(task.batch())
+            loss.backward()
+            optimizer.step()
+            values.append(loss.item())
+        return first, values
 
-    (start, first), (same_start, same), (other_start, other) = losses(3, 0), losses(3, 99), losses(4, 0)
-    assert all(torch.equal(a, b) for a, b in zip(start, same_start, strict=True))
-    assert not torch.equal(start[0], other_start[0])
+    (weights, first), (same_weights, same), (other_weights, other) = losses(3, 0), losses(3, 99), losses(4, 0)
+    assert all(torch.equal(a, b) for a, b in zip(weights, same_weights, strict=True))
+    assert name == "tumours-logistic" or not torch.equal(weights[0], other_weights[0])  # that one starts from zeros
     assert first == same
     assert first != other
 
@@ -34,15 +50,19 @@ def test_starting_a_task_leaves_the_global_generator_alone():
     torch.manual_seed(0)
     expected = torch.rand(3)
     torch.manual_seed(0)
-    for problem in PROBLEMS.values():
-        problem.start(0, "validation")
+    for name in PROBLEMS:
+        start(name, 0, "validation")
     assert torch.equal(torch.rand(3), expected)
 
 
 @pytest.mark.parametrize("name", PROBLEMS)
 def test_validation_and_test_differ(name):
-    scores = [PROBLEMS[name].start(0, split).score() for split in ("validation", "test")]
-    assert scores[0] != scores[1]
+    if name == "tumours-logistic":
+        validation, test = (tabular.load_splits()[split][0] for split in ("validation", "test"))
+        assert not torch.equal(validation[0], test[0])
+    else:
+        scores = [start(name, 0, split).score() for split in ("validation", "test")]
+        assert scores[0] != scores[1]
 
 
 def test_splits_are_disjoint_complete_and_stratified():
@@ -58,7 +78,7 @@ def test_splits_are_disjoint_complete_and_stratified():
 
 
 def test_every_image_is_seen_once_an_epoch():
-    task = PROBLEMS["digits-mlp"].start(0, "test")
+    task = start("digits-mlp", 0, "test")
     epoch = torch.cat([task.batch() for _ in range(len(task.train_x) // BATCH_SIZE)])
     assert len(torch.unique(epoch)) == len(epoch)
     following = torch.cat([task.batch() for _ in range(len(task.train_x) // BATCH_SIZE)])
@@ -84,7 +104,7 @@ def test_stairs_are_flat_at_every_period():
 
 def test_number_of_parameters_is_what_the_titles_say():
     for problem in PROBLEMS.values():
-        n_parameters = sum(p.numel() for p in problem.start(0, "test").parameters())
+        n_parameters = sum(p.numel() for p in start(problem.name, 0, "test").parameters())
         assert f"({n_parameters:,} parameters" in problem.title or problem.metric.startswith("log10")
 
 
@@ -99,19 +119,35 @@ def test_bounded():
     assert not value.reaches_target(0)
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_defaults_are_the_classes_own(name):
-    """`default_lr` is what a user gets who names no learning rate."""
-    spec = OPTIMIZERS[name]
-    parameter = torch.nn.Parameter(torch.ones(2))
-    optimizer = spec.make([parameter], spec.default)
-    plain = type(optimizer)([parameter], **spec.options)
-    assert {name: plain.defaults[name] for name in spec.default} == spec.default
-    assert set(DEFAULT_OPTIMIZERS) <= set(OPTIMIZERS)
+def test_tumours_keep_their_units():
+    splits = tabular.load_splits()
+    assert sum(len(labels) for _, labels in splits.values()) == 569
+    spread = splits["train"][0].std(dim=0)
+    assert spread.max() / spread.min() > 1e4
+    for name, (features, labels) in splits.items():
+        assert 0.6 < labels.mean() < 0.65  # stratified: 357 of 569
+        assert name == "train" or features.mean(dim=0).abs().max() > 0
+    assert splits["train"][0].mean(dim=0).abs().max() < 1e-3
 
 
-def test_tied_arguments_follow_the_learning_rate():
-    """`base_lr = lr` at every learning rate that is tried; the plain entry keeps the default."""
-    parameter = torch.nn.Parameter(torch.ones(2))
-    assert OPTIMIZERS["frankenstein-tied"].make([parameter], {"lr": 0.3}).defaults["base_lr"] == 0.3
-    assert OPTIMIZERS["frankenstein"].make([parameter], {"lr": 0.3}).defaults["base_lr"] == 1e-3
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"worst": 0.99}, "digits-mlp: worst 0.99 must be finite, and worse than target 0.96"),
+        ({"worst": 0.96}, "digits-mlp: worst 0.96 must be finite"),
+        ({"target": math.nan}, "must be finite"),
+        ({"worst": -math.inf}, "must be finite"),
+        ({"n_evals": 0}, "n_evals 0 must be from 1 to n_steps 240"),
+        ({"n_evals": 241}, "n_evals 241 must be from 1 to n_steps 240"),
+    ],
+)
+def test_a_problem_that_cannot_be_scored_is_refused(change, message):
+    with pytest.raises(ValueError, match=message):
+        dataclasses.replace(PROBLEMS["digits-mlp"], **change)
+
+
+def test_suites_name_what_there_is():
+    for suite in SUITES.values():
+        assert set(suite.problems) <= set(PROBLEMS)
+        assert set(suite.optimizers) <= set(catalog().optimizers)
+        assert len(set(suite.problems)) == len(suite.problems) >= 6

@@ -10,7 +10,7 @@ from frankenstein.compare import records as R
 from frankenstein.compare.provenance import provenance
 
 WHOLE = {
-    "schema": 1,
+    "schema": 2,
     "cell": "",
     "problem": "p",
     "problem_title": "P",
@@ -20,18 +20,21 @@ WHOLE = {
         "target": 0.9,
         "worst": 0,
         "n_steps": 10,
-        "lr_grid": [0.1],
+        "lr_scale": 1.0,
     },
     "optimizer": "o",
     "optimizer_title": "O",
     "optimizer_config": {"class": "a:B", "default": {"lr": 0.1}, "options": {}},
     "settings": {"lr": 0.1},
+    "space": {"lr": [0.01, 1.0, "log"]},
     "seed": 0,
     "split": "test",
+    "trial": None,
+    "tuner": None,
     "outcome": "finished",
     "reason": "",
     "score": 0.5,
-    "curve": [[0, 0.1], [10, 0.5]],
+    "curve": {"step": [0, 10], "score": [0.1, 0.5], "seconds": [0.0, 0.1], "train_loss": [None, 2.0]},
     "wall_seconds": 1.5,
     "finished_at": "2026-01-01T00:00:00+00:00",
     "command": "frankenstein compare",
@@ -71,9 +74,9 @@ def test_round_trip_appends_and_replaces(tmp_path):
 
 
 DAMAGE = {
-    "half a line": b'{"schema":1,"ce',
+    "half a line": b'{"schema":2,"ce',
     "binary": b"\x00\xff{",
-    "a record without its fields": b'{"schema": 1}',
+    "a record without its fields": b'{"schema": 2}',
     "another kind of JSON": b"[1]",
     "nested without end": b"[" * 100_000,
 }
@@ -114,8 +117,14 @@ def test_going_on_after_a_kill_in_mid_line(tmp_path, n_bytes):
 
 
 WRONG = [
-    ({"curve": None}, "has 'None' in 'curve'"),
-    ({"curve": [[1]]}, "has a curve that is not a list of"),
+    ({"curve": None}, "has no object in 'curve'"),
+    ({"curve": {"step": [0], "score": []}}, "lacks 'curve.seconds'"),
+    ({"curve": {"step": [0], "score": [], "seconds": [0.0]}}, "has a curve that is not lists of numbers"),
+    ({"curve": {"step": [0], "score": [None], "seconds": [0.0]}}, "has a curve that is not lists of numbers"),
+    ({"curve": {"step": [0], "score": [0.5], "seconds": [0.0], "loss": ["x"]}}, "has a curve that is not lists of"),
+    ({"curve": {"step": [0], "score": [float("inf")], "seconds": [0.0]}}, "has a curve that is not lists of numbers"),
+    ({"trial": "first"}, "has 'first' in 'trial'"),
+    ({"space": {}}, "lacks 'space.lr'"),
     ({"problem_config": {}}, "lacks 'problem_config.metric'"),
     ({"problem_config": 5}, "has no object in 'problem_config'"),
     ({"score": float("nan")}, "has 'nan' in 'score'"),
@@ -125,7 +134,7 @@ WRONG = [
     ({"split": "foo"}, "has 'foo' in 'split'"),
     ({"cell": ["a"]}, "in 'cell'"),
     ({"provenance": []}, "has no object in 'provenance'"),
-    ({"schema": 99}, "has schema 99, this version reads schema 1"),
+    ({"schema": 99}, "has schema 99, this version reads schema 2"),
 ]
 
 
@@ -206,7 +215,8 @@ def test_a_record_that_is_not_json_never_reaches_the_file(tmp_path):
 
 def test_provenance_names_what_a_reader_needs():
     origin = provenance()
-    assert origin["versions"].keys() == {"python", "frankenstein", "numpy", "torch", "scikit-learn"}
+    packages = {"python", "frankenstein", "numpy", "torch", "scikit-learn", "pytorch-optimizer"}
+    assert origin["versions"].keys() == packages
     assert all(origin["versions"].values())
     assert origin["git"] is None or re.fullmatch(r"[0-9a-f]{40}\+?", origin["git"])
     assert "cores" in origin["device"]

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from frankenstein.compare.cells import Cell, run_cell
+from frankenstein.compare.cells import Cell, Job
 from frankenstein.compare.records import read
 
 RECORDS = Path(__file__).parents[2] / "docs" / "records" / "compare"
@@ -20,8 +20,8 @@ def test_published_records_come_out_again():
     networks = [record for record in published if record["problem_config"]["metric"] in TOLERANCE]
     assert len(networks) >= 3 * 6 * 2 * 1
     for record in networks:
-        cell = Cell(record["problem"], record["optimizer"], record["settings"]["lr"], record["seed"], "test")
-        assert cell.key() == record["cell"], "the published records are of another configuration: measure them anew"
-        again = run_cell(cell)
+        cell = Cell(record["problem"], record["optimizer"], record["settings"], record["seed"], "test")
+        assert cell.key == record["cell"], "the published records are of another configuration: measure them anew"
+        again = Job(cell).run()
         tolerance = TOLERANCE[record["problem_config"]["metric"]]
         assert again["score"] == pytest.approx(record["score"], abs=tolerance), (cell, record["score"])

@@ -9,9 +9,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from torch.optim import Optimizer
 
 from frankenstein.compare.problems.problem import Problem, Split
+from frankenstein.compare.training import Training
 
 BATCH_SIZE = 64
 
@@ -46,7 +46,7 @@ class DigitsTask:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.network = network()
-        self.loss, self.metric = loss, score
+        self.criterion, self.metric = loss, score
         self.batches = torch.Generator().manual_seed(seed)
         self.order = torch.empty(0, dtype=torch.long)
         self.train_x, self.train_y = load_splits()["train"]
@@ -62,13 +62,8 @@ class DigitsTask:
         batch, self.order = self.order[:BATCH_SIZE], self.order[BATCH_SIZE:]
         return batch
 
-    def step(self, optimizer: Optimizer) -> float:
-        batch = self.batch()
-        optimizer.zero_grad()
-        loss = self.loss(self.network, self.train_x[batch], self.train_y[batch])
-        loss.backward()
-        optimizer.step()
-        return loss.item()
+    def loss(self, batch: Tensor) -> Tensor:
+        return self.criterion(self.network, self.train_x[batch], self.train_y[batch])
 
     def score(self) -> float:
         self.network.eval()
@@ -77,19 +72,23 @@ class DigitsTask:
         return value
 
 
-def _cross_entropy(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def cross_entropy(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Return the mean cross entropy of the network's logits."""
     return functional.cross_entropy(network(images), labels)
 
 
-def _accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+def accuracy(network: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
+    """Return the share of images that the network classifies rightly."""
     return (network(images).argmax(1) == labels).float().mean()
 
 
-def _reconstruction(network: nn.Module, images: Tensor, _: Tensor) -> Tensor:
+def reconstruction(network: nn.Module, images: Tensor, _: Tensor) -> Tensor:
+    """Return the mean squared error of the network's copy of the images."""
     return functional.mse_loss(network(images), images)
 
 
-def _cnn() -> nn.Module:
+def cnn() -> nn.Module:
+    """Return two convolutions with pooling, and a linear layer."""
     return nn.Sequential(
         nn.Conv2d(1, 16, 3, padding=1),
         nn.ReLU(),
@@ -102,11 +101,13 @@ def _cnn() -> nn.Module:
     )
 
 
-def _mlp() -> nn.Module:
+def mlp() -> nn.Module:
+    """Return a perceptron with two hidden layers of 64."""
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
 
 
-def _autoencoder() -> nn.Module:
+def autoencoder() -> nn.Module:
+    """Return an autoencoder with a bottleneck of 8."""
     sizes = (64, 48, 8, 48, 64)
     layers = [layer for n, m in pairwise(sizes) for layer in (nn.Linear(n, m), nn.Tanh())]
     return nn.Sequential(nn.Flatten(), *layers[:-1], nn.Unflatten(1, (1, 8, 8)))
@@ -122,7 +123,8 @@ PROBLEMS = (
         worst=0.1,
         n_steps=240,
         n_evals=24,
-        start=lambda seed, split: DigitsTask(_cnn, _cross_entropy, _accuracy, seed, split),
+        lr_scale=10.0,
+        run=Training(lambda seed, budget: DigitsTask(cnn, cross_entropy, accuracy, seed, budget.split)),
     ),
     Problem(
         name="digits-mlp",
@@ -133,7 +135,8 @@ PROBLEMS = (
         worst=0.1,
         n_steps=240,
         n_evals=24,
-        start=lambda seed, split: DigitsTask(_mlp, _cross_entropy, _accuracy, seed, split),
+        lr_scale=10.0,
+        run=Training(lambda seed, budget: DigitsTask(mlp, cross_entropy, accuracy, seed, budget.split)),
     ),
     Problem(
         name="digits-autoencoder",
@@ -144,6 +147,7 @@ PROBLEMS = (
         worst=0.2,
         n_steps=320,
         n_evals=32,
-        start=lambda seed, split: DigitsTask(_autoencoder, _reconstruction, _reconstruction, seed, split),
+        lr_scale=10.0,
+        run=Training(lambda seed, budget: DigitsTask(autoencoder, reconstruction, reconstruction, seed, budget.split)),
     ),
 )

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from frankenstein.compare.problems.problem import Problem, Split
+from frankenstein.compare.training import Training
 
 FLOOR = 1e-16  # values below it count as it: float64 can hardly tell them apart
 
@@ -44,12 +44,11 @@ class FunctionTask:
     def parameters(self) -> list[Tensor]:
         return [self.x]
 
-    def step(self, optimizer: Optimizer) -> float:
-        optimizer.zero_grad()
-        loss = self.function(self.x)
-        loss.backward()
-        optimizer.step()
-        return loss.item()
+    def batch(self) -> None:
+        return None
+
+    def loss(self, batch: None) -> Tensor:
+        return self.function(self.x)
 
     def score(self) -> float:
         return math.log10(max(self.function(self.x).item(), FLOOR))
@@ -66,20 +65,22 @@ def _problem(
         worst=3.0,
         n_steps=500,
         n_evals=50,
-        start=lambda seed, split: FunctionTask(function, start, seed, split),
+        run=Training(lambda seed, budget: FunctionTask(function, start, seed, budget.split)),
         **options,
     )
 
 
 PROBLEMS = (
-    _problem("beale", "Beale's function from about (1, 1.5)", beale, [1.0, 1.5], target=-4.0),
-    _problem("rosenbrock", "Rosenbrock's valley from about (-1.2, 1)", rosenbrock, [-1.2, 1.0], target=-2.0),
+    _problem("beale", "Beale's function from about (1, 1.5)", beale, [1.0, 1.5], target=-4.0, lr_scale=30.0),
+    _problem(
+        "rosenbrock", "Rosenbrock's valley from about (-1.2, 1)", rosenbrock, [-1.2, 1.0], target=-2.0, lr_scale=30.0
+    ),
     _problem(
         "stairs",
         "|x| - sin|x| from about 20: gradients between 0 and 2, periodically",
         stairs,
         [20.0],
         target=-4.0,
-        lr_grid=(3e-2, 1e-1, 3e-1, 1.0, 3.0, 10.0, 30.0, 100.0, 300.0),  # the way is long: most want a rate above 3
+        lr_scale=3000.0,  # the way is long: most want a rate above 3
     ),
 )

@@ -1,32 +1,86 @@
-"""What a problem is: where a run starts, what one step does, how the result is scored."""
+"""What a problem is: what one run does with an optimizer, and how it is scored."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
 
-from torch import Tensor
-from torch.optim import Optimizer
+if TYPE_CHECKING:
+    from frankenstein.compare.optimizers import Factory
 
 Split = Literal["validation", "test"]
-
-# Half decades, wide enough that the best learning rate of most optimizers lies inside.
-LR_GRID = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1, 3e-1, 1.0, 3.0)
+Watch = Callable[[int, dict[str, float]], None]
 
 
-class Task(Protocol):
-    """One problem at one seed, ready to be trained. Everything random in it follows from the seed alone."""
+@dataclass(frozen=True)
+class Budget:
+    """What one run may spend, and where it is scored.
 
-    def parameters(self) -> list[Tensor]:
-        """Return the tensors to optimize."""
+    Attributes:
+        n_steps: Optimizer steps.
+        n_evals: How often the score is taken on the way, evenly spread; and once before the first step.
+        split: Where the score is taken: "validation" while tuning, "test" afterwards.
+        device: "cpu", or "cuda" where the run was given a GPU.
+        watch: Called with the step and the numbers there at each evaluation: live metrics, and what is kept of a run
+            that fails later.
+    """
 
-    def step(self, optimizer: Optimizer) -> float:
-        """Take one optimizer step on the next batch; return the training loss before it."""
+    n_steps: int
+    n_evals: int
+    split: Split
+    device: str = "cpu"
+    watch: Watch = lambda _step, _numbers: None
 
-    def score(self) -> float:
-        """Return the metric on the split that the task was made for."""
+    @property
+    def eval_steps(self) -> set[int]:
+        """The steps after which the score is taken; 0 and the last are among them."""
+        return {round(self.n_steps * i / self.n_evals) for i in range(self.n_evals + 1)}
+
+
+@dataclass
+class Measurements:
+    """What one run gives.
+
+    Attributes:
+        curve: Lists of equal length: "step", "score", "seconds" (of training, without the evaluations) and any further
+            numbers; None where one was not taken.
+        diverged: Why the run stopped early, if it did: a loss or a score that was not finite.
+        n_steps_done: Optimizer steps taken.
+        seconds_per_step: Mean wall time of a step, forward and backward pass included.
+        optimizer_seconds_per_step: The optimizer's own part of it.
+        state_bytes: Memory of the optimizer's state at the end.
+        n_params: Number of parameters.
+    """
+
+    curve: dict[str, list[float | None]]
+    n_steps_done: int
+    diverged: str = ""
+    seconds_per_step: float | None = None
+    optimizer_seconds_per_step: float | None = None
+    state_bytes: int | None = None
+    n_params: int | None = None
+
+
+Run = Callable[["Factory", int, Budget], Measurements]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A published curve, drawn behind ours and labelled as what it is.
+
+    Attributes:
+        title: What it is, as the legend says it.
+        source: Where it was published.
+        step: Steps (or what the problem counts as steps), shape (n_points,).
+        score: Scores in the problem's metric, same shape.
+    """
+
+    title: str
+    source: str
+    step: tuple[float, ...]
+    score: tuple[float, ...]
 
 
 @dataclass(frozen=True)
@@ -36,15 +90,18 @@ class Problem:
     Attributes:
         name: Name on the command line and in records.
         title: One line for people.
-        metric: What `Task.score` returns.
+        metric: What the score is.
         is_higher_better: Direction of the metric.
         target: Score that "steps to target" waits for; fixed beforehand.
         worst: Score of a run that diverges; scores beyond it count as it, so that means exist.
         n_steps: Steps of one run.
         n_evals: How often the score is taken on the way, evenly spread.
-        start: Makes the task from a seed and a split.
+        run: Trains once: `run(make_optimizer, seed, budget)`. Everything random in it follows from the seed alone.
+            `frankenstein.compare.training.Training` is one, for a task with batches and a loss.
         version: Raised when the problem's code changes, so that old records are not mixed with new ones.
-        lr_grid: Learning rates that every optimizer may try: the tuning budget.
+        lr_scale: How much larger good learning rates are here than an optimizer's default: the interval in which every
+            optimizer's learning rate is searched is centred there.
+        references: Published curves.
     """
 
     name: str
@@ -55,14 +112,22 @@ class Problem:
     worst: float
     n_steps: int
     n_evals: int
-    start: Callable[[int, Split], Task]
+    run: Run
     version: int = 1
-    lr_grid: tuple[float, ...] = LR_GRID
+    lr_scale: float = 1.0
+    references: tuple[Reference, ...] = field(default=())
+
+    def __post_init__(self) -> None:
+        is_possible = self.worst < self.target if self.is_higher_better else self.worst > self.target
+        if not (is_possible and math.isfinite(self.worst) and math.isfinite(self.target)):
+            raise ValueError(f"{self.name}: worst {self.worst!r} must be finite, and worse than target {self.target!r}")
+        if not 1 <= self.n_evals <= self.n_steps:
+            raise ValueError(f"{self.name}: n_evals {self.n_evals!r} must be from 1 to n_steps {self.n_steps!r}")
 
     def config(self) -> dict[str, Any]:
         """Return everything that decides a run's outcome and meaning, as plain data."""
-        names = ("metric", "is_higher_better", "target", "worst", "n_steps", "n_evals", "version")
-        return {name: getattr(self, name) for name in names} | {"lr_grid": list(self.lr_grid)}
+        names = ("metric", "is_higher_better", "target", "worst", "n_steps", "n_evals", "version", "lr_scale")
+        return {name: getattr(self, name) for name in names}
 
     def bounded(self, score: float) -> float:
         """Return `score`, or `worst` where that is better than it or it is not a number."""

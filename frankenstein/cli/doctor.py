@@ -1,0 +1,60 @@
+"""`frankenstein doctor`: versions, devices, what is missing and how to get it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import platform
+from importlib.metadata import PackageNotFoundError, version
+from typing import Any
+
+import frankenstein
+
+# package, what it is for, extra that brings it
+PACKAGES = (
+    ("numpy", "everything", ""),
+    ("torch", "the PyTorch optimizer, compare", "torch"),
+    ("scikit-learn", "compare: the data", "experiments"),
+    ("pytorch-optimizer", "compare: further baselines", "experiments"),
+    ("scipy", "compare, report: statistics", "report"),
+    ("rich", "progress and tables", "report"),
+    ("jinja2", "reports", "report"),
+    ("vl-convert-python", "reports: charts", "report"),
+    ("optuna", "compare --tuner optuna", "optuna"),
+    ("ray", "compare --executor ray", "ray"),
+    ("submitit", "compare --executor slurm", "slurm"),
+    ("tensorboard", "compare --tensorboard", "live"),
+    ("mlflow-skinny", "compare --mlflow", "live"),
+    ("pyarrow", "export to Parquet", "export"),
+    ("jax", "the rule on JAX arrays", "jax"),
+)
+
+
+def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add the command."""
+    doctor = commands.add_parser("doctor", help="versions, devices, what is missing and how to get it")
+    doctor.set_defaults(run=run)
+
+
+def run(_: argparse.Namespace) -> int:
+    """Print what is installed and what is missing."""
+    print(
+        f"frankenstein-optimizer {frankenstein.__version__}, Python {platform.python_version()}, {platform.platform()}"
+    )
+    missing: dict[str, list[str]] = {}
+    for package, purpose, extra in PACKAGES:
+        try:
+            installed = version(package)
+        except PackageNotFoundError:
+            installed = "missing"
+            missing.setdefault(extra, []).append(package)
+        print(f"  {package:18}{installed:16}{purpose}")
+    if "torch" not in missing.get("torch", []):
+        import torch
+
+        devices = [f"cpu ({os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads)"]
+        devices += [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
+        print(f"  {'devices':18}{', '.join(devices)}")
+    for extra, packages in missing.items():
+        print(f"to get {', '.join(packages)}: pip install '.[{extra}]' (in the checkout)")
+    return 0

@@ -1,0 +1,78 @@
+"""`frankenstein report | merge | export`: what can be done with run folders."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from frankenstein.cli.inputs import UsageError, folder, need, say
+
+
+def add_parsers(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add the commands."""
+    shown = commands.add_parser("report", help="show the results of run folders and write a report in one HTML file")
+    shown.add_argument("folders", type=folder, nargs="+", metavar="DIR", help="run folders; several are shown as one")
+    shown.add_argument("--out", type=folder, metavar="DIR", help="where to write (default: the first run folder)")
+    shown.add_argument(
+        "--figures", action="store_true", help="also every figure as PNG, SVG and PDF, every table as CSV and LaTeX"
+    )
+    shown.set_defaults(run=lambda options: report(options.folders, options.out, options.figures))
+
+    merged = commands.add_parser("merge", help="add the records of other run folders to one")
+    merged.add_argument("target", type=folder, metavar="DIR", help="run folder to add to; made if absent")
+    merged.add_argument("sources", type=folder, nargs="+", metavar="FROM", help="run folders, which stay as they are")
+    merged.set_defaults(run=_merge)
+
+    exported = commands.add_parser("export", help="write records as tables for DuckDB, pandas and others")
+    exported.add_argument("folders", type=folder, nargs="+", metavar="DIR", help="run folders")
+    exported.add_argument("--format", choices=("parquet", "csv"), default="parquet", help="default: parquet")
+    exported.add_argument("--out", type=folder, metavar="DIR", help="where to write (default: the first run folder)")
+    exported.set_defaults(run=_export)
+
+
+def report(folders: list[Path], out: Path | None = None, with_figures: bool = False) -> int:
+    """Print the tables of run folders and write their report."""
+    need(("rich", "jinja2", "vl_convert", "scipy"), "report")
+    from frankenstein.compare import report, terminal
+    from frankenstein.compare.records import RecordError
+
+    out = out or folders[0]
+    try:
+        loaded = report.load(folders, say)
+        page = report.write_html(out, loaded)
+        files = report.write_files(out, loaded) if with_figures else []
+    except RecordError as error:
+        raise UsageError(str(error)) from None
+    terminal.show(loaded.summaries)
+    print(f"\nreport: {page}")
+    if files:
+        print(f"figures and tables: {len(files)} files in {out / 'figures'} and {out / 'tables'}")
+    n_failed = sum(row.n_failed for summary in loaded.summaries for row in summary.rows)
+    if n_failed:
+        say(f"{n_failed} runs failed; the report names them and why, and the same comparison tries them again")
+    return 1 if n_failed else 0
+
+
+def _merge(options: argparse.Namespace) -> int:
+    from frankenstein.compare.merge import merge
+    from frankenstein.compare.records import RecordError
+
+    try:
+        merged = merge(options.target, options.sources, say)
+    except RecordError as error:
+        raise UsageError(str(error)) from None
+    print(f"{options.target}: {merged.n_added} runs added, {merged.n_replaced} replaced, {merged.n_same} there already")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from frankenstein.compare.export import export
+    from frankenstein.compare.records import RecordError
+
+    try:
+        files = export(options.folders, options.out or options.folders[0], [options.format], say)
+    except RecordError as error:
+        raise UsageError(str(error)) from None
+    print("\n".join(str(file) for file in files))
+    return 0
