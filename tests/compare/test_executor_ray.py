@@ -4,6 +4,7 @@ import os
 import re
 import signal
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -188,6 +189,7 @@ def test_interrupts_leave_nothing_behind(tmp_path, n_interrupts):
         assert len(processes_of(process.pid)) > 3  # the driver, two workers and what they need
         for _ in range(n_interrupts):
             os.killpg(process.pid, signal.SIGINT)
+            time.sleep(0.1)  # the second comes while the cluster is stopped, which takes a second
         out, err = process.communicate()
         assert (out, err, process.returncode) == ("interrupted\n", "", 130)
         wait_until(lambda: not processes_of(process.pid))

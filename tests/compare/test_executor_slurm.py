@@ -224,6 +224,21 @@ def test_leaving_cancels(fake, tmp_path):
     assert futures[2].cancelled()
 
 
+def test_an_interrupt_while_jobs_are_cancelled_waits(fake, tmp_path, monkeypatch):
+    (fake / "hold").touch()
+    run = slurm._Backend._run
+
+    def interrupted(backend, command):
+        if command[0] == "scancel":
+            signal.raise_signal(signal.SIGINT)
+        return run(backend, command)
+
+    monkeypatch.setattr(slurm._Backend, "_run", interrupted)
+    with pytest.raises(KeyboardInterrupt), slurm_executor(None, tmp_path, 1, 0, {}) as executor:
+        executor.submit(StubJob("a"))
+    assert (fake / "cancelled").read_text() == "1\n"
+
+
 def test_what_slurm_refuses(fake, tmp_path, capfd):
     """The first job: so will the others be. A later one: it may be for the moment."""
     why = "slurm does not take the job: FailedJobError: sbatch: error: invalid account"

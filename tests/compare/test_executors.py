@@ -165,6 +165,21 @@ def test_interrupts_leave_nothing_behind(tmp_path, what, n_interrupts):
         wait_until(lambda: not processes_of(process.pid))  # multiprocessing's own helper ends by itself
 
 
+def test_an_interrupt_while_workers_are_stopped_waits(tmp_path, monkeypatch):
+    stop = local._Place.stop
+
+    def interrupted(place):
+        signal.raise_signal(signal.SIGINT)
+        stop(place)
+
+    monkeypatch.setattr(local._Place, "stop", interrupted)
+    with pytest.raises(KeyboardInterrupt), local_executor(2, 1, 0) as executor:  # noqa: PT012
+        for key in "ab":
+            executor.submit(StubJob(key, "wait", tmp_path))
+        workers = pids(tmp_path, "a", "b")
+    assert not any(map(is_running, workers))
+
+
 def test_no_worker_outlives_a_killed_driver(tmp_path):
     with driver("local", tmp_path, "wait") as process:
         workers = pids(tmp_path, "a", "b")
