@@ -20,8 +20,8 @@ from compare.made_records import made_records
 from frankenstein.compare import engine, report
 from frankenstein.compare.comparison import Comparison
 from frankenstein.compare.executors.local import local_executor
-from frankenstein.compare.provenance import provenance
-from frankenstein.compare.records import appending, read
+from frankenstein.compare.store.provenance import provenance
+from frankenstein.compare.store.records import appending, read
 
 N_WORKERS = 2
 EMPTY = """

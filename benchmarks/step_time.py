@@ -18,7 +18,7 @@ from statistics import median
 import torch
 from torch.optim import SGD, AdamW, Optimizer
 
-from frankenstein.compare.provenance import provenance
+from frankenstein.compare.store.provenance import provenance
 from frankenstein.torch import Frankenstein
 
 Shapes = list[tuple[int, ...]]

@@ -23,9 +23,10 @@ from typing import Any
 
 from optimizer_table import optimizers_markdown
 
-from frankenstein.compare import charts, formats, report, tables, verdict, words
-from frankenstein.compare.report import Loaded
-from frankenstein.compare.summary import ProblemSummary, Row, Setting
+from frankenstein.compare import report
+from frankenstein.compare.report import Loaded, charts, formats, tables, words
+from frankenstein.compare.results import verdict
+from frankenstein.compare.results.summary import ProblemSummary, Row, Setting
 
 ROOT = Path(__file__).resolve().parents[1]
 RECORDS = ROOT / "docs" / "records"
@@ -144,10 +145,12 @@ def setup(folder: str) -> str:
     records = [record for summary in summaries for record in summary.records]
     begin, end = (moment(of(r["finished_at"] for r in records)) for of in (min, max))
     origin = records[0]["provenance"]
+    minutes = (end - begin).total_seconds() / 60
+    per_trial = f"{n_tuning} seed{'s' * (n_tuning > 1)}"
     return (
         f"{len(summaries)} problems, {len(summaries[0].rows)} optimizers, {n_trials} trials each on the validation "
-        f"split ({n_tuning} seed{'s' * (n_tuning > 1)}), then {n_seeds} fresh seeds on the test split: {len(records):,} "
-        f"runs, {(end - begin).total_seconds() / 60:.0f} minutes. torch {origin['versions']['torch']}, {origin['device']}."
+        f"split ({per_trial}), then {n_seeds} fresh seeds on the test split: {len(records):,} runs, {minutes:.0f} "
+        f"minutes. torch {origin['versions']['torch']}, {origin['device']}."
     )
 
 

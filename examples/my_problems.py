@@ -1,4 +1,4 @@
-"""A problem and an optimizer of your own: frankenstein compare --module examples/my_problems.py --problems diabetes"""
+"""A problem and an optimizer of your own, for `frankenstein compare --module examples/my_problems.py`."""
 
 import torch
 from sklearn.datasets import load_diabetes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -76,13 +76,14 @@ def _suite_lines() -> list[str]:
 
 def run(options: argparse.Namespace) -> int:
     """Compare, then show the result."""
-    packages = ("torch", "sklearn", "scipy", "pebble", "pytorch_optimizer", "rich", "jinja2", "vl_convert")
+    packages = ("torch", "sklearn", "scipy", "pytorch_optimizer", "rich", "jinja2", "vl_convert")
     need(packages, "experiments")
     with interrupts_blocked():  # an interrupted import of numpy within torch's is swallowed, and leaves numpy broken
-        from frankenstein.compare import engine, terminal
+        from frankenstein.compare import engine
         from frankenstein.compare.catalog import CatalogError
         from frankenstein.compare.executors import ExecutorError
-        from frankenstein.compare.records import RecordError
+        from frankenstein.compare.report import terminal
+        from frankenstein.compare.store.records import RecordError
 
     try:
         if options.list:
@@ -157,8 +158,10 @@ def _execution(options: argparse.Namespace) -> Execution:
         prepare(live, say)
     except LiveError as error:
         raise UsageError(str(error)) from None
+    executor, leftover = _executor(options)
     return Execution(
-        executor=_executor(options),
+        executor=executor,
+        leftover=leftover,
         n_cpus=options.threads,
         n_gpus=options.gpus,
         timeout=options.timeout,
@@ -167,8 +170,14 @@ def _execution(options: argparse.Namespace) -> Execution:
     )
 
 
-def _executor(options: argparse.Namespace) -> Callable[[], AbstractContextManager[Executor]]:
-    """Return what starts the executor; options of another executor are an error, not ignored."""
+Places = tuple["Callable[[], AbstractContextManager[Executor]]", "Callable[[], Iterable[dict[str, Any]]]"]
+
+
+def _executor(options: argparse.Namespace) -> Places:
+    """Return what starts the executor, and what its jobs may have left behind.
+
+    Options of another executor are an error, not ignored.
+    """
     if options.ray_address and options.executor != "ray":
         raise UsageError("--ray-address is for --executor ray")
     if options.slurm and options.executor != "slurm":
@@ -178,17 +187,21 @@ def _executor(options: argparse.Namespace) -> Callable[[], AbstractContextManage
         need(("ray",), "ray")
         from frankenstein.compare.executors.ray import ray_executor
 
-        return lambda: ray_executor(n_workers, options.ray_address, n_cpus, n_gpus)
+        return lambda: ray_executor(n_workers, options.ray_address, n_cpus, n_gpus), tuple
     if options.executor == "slurm":
         need(("submitit",), "slurm")
-        from frankenstein.compare.executors.slurm import slurm_executor
+        from frankenstein.compare.executors.slurm import finished_records, slurm_executor
 
-        pairs = [text.partition("=") for text in options.slurm]
-        for key, equals, value in pairs:
-            if not (key and equals and value):
-                raise UsageError(f"--slurm {key}{equals}{value}: write KEY=VALUE, as partition=gpu")
-        parameters = {key: value for key, _, value in pairs}
-        return lambda: slurm_executor(n_workers, options.out / "slurm", n_cpus, n_gpus, parameters)
+        folder, parameters = options.out / "slurm", _parameters(options.slurm)
+        return lambda: slurm_executor(n_workers, folder, n_cpus, n_gpus, parameters), lambda: finished_records(folder)
     from frankenstein.compare.executors.local import local_executor
 
-    return lambda: local_executor(n_workers, n_cpus, n_gpus)
+    return lambda: local_executor(n_workers, n_cpus, n_gpus), tuple
+
+
+def _parameters(texts: list[str]) -> dict[str, str]:
+    pairs = [text.partition("=") for text in texts]
+    for key, equals, value in pairs:
+        if not (key and equals and value):
+            raise UsageError(f"--slurm {key}{equals}{value}: write KEY=VALUE, as partition=gpu")
+    return {key: value for key, _, value in pairs}

@@ -34,8 +34,9 @@ def add_parsers(commands: argparse._SubParsersAction[Any]) -> None:
 def report(folders: list[Path], out: Path | None = None, with_figures: bool = False) -> int:
     """Print the tables of run folders and write their report."""
     need(("rich", "jinja2", "vl_convert", "scipy"), "report")
-    from frankenstein.compare import report, terminal
-    from frankenstein.compare.records import RecordError
+    from frankenstein.compare import report
+    from frankenstein.compare.report import terminal
+    from frankenstein.compare.store.records import RecordError
 
     out = out or folders[0]
     try:
@@ -55,8 +56,8 @@ def report(folders: list[Path], out: Path | None = None, with_figures: bool = Fa
 
 
 def _merge(options: argparse.Namespace) -> int:
-    from frankenstein.compare.merge import merge
-    from frankenstein.compare.records import RecordError
+    from frankenstein.compare.store.merge import merge
+    from frankenstein.compare.store.records import RecordError
 
     try:
         merged = merge(options.target, options.sources, say)
@@ -67,8 +68,8 @@ def _merge(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from frankenstein.compare.export import export
-    from frankenstein.compare.records import RecordError
+    from frankenstein.compare.store.export import export
+    from frankenstein.compare.store.records import RecordError
 
     try:
         files = export(options.folders, options.out or options.folders[0], [options.format], say)

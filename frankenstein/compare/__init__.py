@@ -1,15 +1,15 @@
-"""Compare optimizers on equal terms: problems x optimizers x seeds -> records -> statistics -> report.
+"""Compare optimizers on equal terms: problems x optimizers x trials x seeds -> records -> statistics -> report.
 
-    problems/      what is trained, and how it is scored
-    optimizers.py  what is compared, with each one's own defaults
-    cells.py       one run, turned into one record
-    engine.py      equal tuning budgets, then fresh seeds; parallel; goes on where it stopped
-    records.py     append-only JSON lines; provenance.py is what each says of its origin
-    statistics.py  pure functions of scores
-    summary.py     records -> one row per problem and optimizer
-    tables.py      summary -> words and numbers
-    figures.py     summary -> pictures
-    report.py      all of it in one HTML file; terminal.py: progress, and tables in the terminal
+    problems/       what is trained, and how it is scored; training.py is the loop of most of them
+    optimizers.py   what an optimizer is; baselines.py: those there are; catalog.py: these and the user's own
+    suites.py       named comparisons; comparison.py: budgets, the same for all; tuning.py: which settings a trial takes
+    cells.py        one run, turned into one record; live.py: its numbers while it runs
+    engine.py       all of them, in parallel; goes on where it stopped; estimate.py: the time left
+    executors/      where cells run: this machine, Ray, Slurm
+    store/          append-only records with provenance; merge and export
+    statistics/     pure functions of scores
+    results/        records -> summaries -> standings -> a verdict in words
+    report/         all of it as a page, figures, tables, and in the terminal
 
-Nothing in here knows which optimizer is ours.
+Nothing that measures or ranks knows which optimizer is ours; the report draws it bolder.
 """

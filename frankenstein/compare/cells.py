@@ -19,8 +19,8 @@ from frankenstein.compare.catalog import catalog
 from frankenstein.compare.live import Live, watching
 from frankenstein.compare.optimizers import Factory, OptimizerSpec, Range, Settings
 from frankenstein.compare.problems.problem import Budget, Measurements, Problem, Split
-from frankenstein.compare.provenance import provenance
-from frankenstein.compare.records import SCHEMA, Record
+from frankenstein.compare.store.provenance import provenance
+from frankenstein.compare.store.records import SCHEMA, Record
 
 DIGITS = 6  # significant digits of scores in a record
 

@@ -10,7 +10,7 @@ from statistics import fmean
 from frankenstein.compare.catalog import catalog
 from frankenstein.compare.cells import Cell
 from frankenstein.compare.optimizers import Settings
-from frankenstein.compare.records import Record
+from frankenstein.compare.store.records import Record
 
 # Test seeds are 0, 1, 2, ...; tuning takes others, so that no start and no batch is seen twice.
 FIRST_TUNING_SEED = 1_000_000

@@ -16,11 +16,11 @@ from frankenstein.compare.cells import Cell, Job
 from frankenstein.compare.comparison import Comparison, Pair, best_trial, losses
 from frankenstein.compare.estimate import Estimate
 from frankenstein.compare.executors import Executor, WorkerError
-from frankenstein.compare.interrupts import interrupts_blocked
+from frankenstein.compare.interrupts import interrupts_held
 from frankenstein.compare.live import Live
 from frankenstein.compare.optimizers import OptimizerSpec, Settings
 from frankenstein.compare.problems.problem import Problem
-from frankenstein.compare.records import Record, RecordError, Report, appending
+from frankenstein.compare.store.records import Record, RecordError, Report, appending
 from frankenstein.compare.tuning import Halton, Optuna, Past, Tuner
 
 QUEUE = 2  # jobs submitted for each one that can run: a worker never waits for the driver
@@ -48,6 +48,7 @@ class Execution:
         timeout: Seconds that a cell may take.
         n_retries: How often a cell that failed is tried again in the same run.
         live: Where numbers go while a cell runs.
+        leftover: Records that the workers of a driver that was killed finished without it.
     """
 
     executor: Callable[[], AbstractContextManager[Executor]]
@@ -56,6 +57,7 @@ class Execution:
     timeout: float | None = None
     n_retries: int = 0
     live: Live = field(default_factory=Live)
+    leftover: Callable[[], Iterable[Record]] = tuple
 
 
 def run(comparison: Comparison, folder: Path, execution: Execution, progress: Progress, report: Report) -> None:
@@ -74,6 +76,11 @@ def run(comparison: Comparison, folder: Path, execution: Execution, progress: Pr
         KeyboardInterrupt: Ctrl-C; what was finished is recorded, what was under way is not.
     """
     with appending(folder, report) as (records, append):
+        known = {record["cell"] for record in records}
+        for record in execution.leftover():
+            if record["cell"] not in known:
+                append(record)
+                records.append(record)
         _write_references(comparison, folder)
         tuner: Tuner = Optuna(folder) if comparison.tuner == "optuna" else Halton()
         work = _Run(comparison, execution, tuner, append, records, progress)
@@ -148,7 +155,7 @@ class _Run:
                     self.futures[executor.submit(job)] = job
                 self.collect(wait(self.futures, return_when=FIRST_COMPLETED).done)
         except KeyboardInterrupt:
-            with interrupts_blocked():  # a second Ctrl-C cannot cost a finished run
+            with interrupts_held():  # a second Ctrl-C cannot cost a finished run
                 self.collect([future for future in self.futures if future.done()])
             raise
 

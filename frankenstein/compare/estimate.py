@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 
 from frankenstein.compare.comparison import Pair
-from frankenstein.compare.records import Record
+from frankenstein.compare.store.records import Record
 
 
 class Estimate:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -18,3 +19,25 @@ def interrupts_blocked() -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def interrupts_held() -> Iterator[None]:
+    """Hold Ctrl-C back until the end, and deliver it then.
+
+    Blocking the signal in this thread is not enough: the system hands it to any thread that does not block it, and
+    libraries have such threads (numpy's BLAS, Ray). Python then interrupts the main thread all the same.
+    """
+    with interrupts_blocked():
+        before = signal.getsignal(signal.SIGINT)
+        if threading.current_thread() is not threading.main_thread() or before is None:
+            yield
+            return
+        arrived = []
+        signal.signal(signal.SIGINT, lambda *_: arrived.append(True))
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)
+            if arrived:
+                signal.raise_signal(signal.SIGINT)

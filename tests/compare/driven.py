@@ -11,13 +11,16 @@ from contextlib import contextmanager
 from pathlib import Path
 
 HERE = Path(__file__).parent
+N_LOOKS = 12_000  # two minutes: Ray may need one on a busy machine
 
 
-def wait_until(condition, process=None):
-    """Wait for what must happen; fail if the process that is to bring it about ends."""
-    while not condition():
-        assert process is None or process.poll() is None, process.communicate()
+def wait_until(condition):
+    """Wait for what must happen; fail rather than wait for ever."""
+    for _ in range(N_LOOKS):
+        if condition():
+            return
         time.sleep(0.01)
+    raise AssertionError("it does not happen")
 
 
 def is_running(pid):

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from frankenstein.compare.across import (
+from frankenstein.compare.statistics.across import (
     aggregate,
     iqm,
     normalised,
@@ -22,7 +22,7 @@ from frankenstein.compare.across import (
     profile_scores,
     stratified_bootstrap,
 )
-from frankenstein.compare.statistics import Interval, bootstrap_mean
+from frankenstein.compare.statistics.seeds import Interval, bootstrap_mean
 
 # The ends of an interval from 2,000 resamples scatter by about 3 % of its width; ten standard errors would be a third.
 MONTE_CARLO_TOLERANCE = 0.1

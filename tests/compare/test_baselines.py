@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import pytorch_optimizer
 import torch
-from matplotlib.mathtext import MathTextParser
+from latex2mathml.converter import convert
 
 from frankenstein.compare.baselines import ADAMW_SHARE, OPTIMIZERS
 
@@ -114,12 +114,11 @@ def test_muon_moves_both_learning_rates():
 
 @EVERY
 def test_rule_is_latex(spec):
-    """matplotlib's parser understands it, and nothing in it ends a table's cell or is eaten by Markdown."""
+    """It becomes MathML whole, and nothing in it ends a table's cell or is eaten by Markdown."""
     assert spec.rule.count("{") == spec.rule.count("}") > 0
     assert re.findall(r"[|$*`]|\\[^A-Za-z ]", spec.rule) == []
-    parser = MathTextParser("path")
     for equation in spec.rule.split(r" \quad "):
-        parser.parse(f"${equation}$")
+        assert "\\" not in re.sub(r"<[^>]*>", "", convert(equation))  # a command it does not know is left as it is
     assert spec.source
 
 
@@ -398,12 +397,6 @@ def table():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
-
-
-def test_page_is_up_to_date(table):
-    page = (ROOT / "docs" / "optimizers.md").read_text()
-    block = re.search(r"<!-- generated: optimizer-rules -->\n(.*?)\n<!-- end -->", page, re.DOTALL)
-    assert block[1] == table.optimizers_markdown()
 
 
 @EVERY

@@ -12,7 +12,7 @@ from frankenstein.compare.comparison import FIRST_TUNING_SEED, MAX_SEEDS, Compar
 from frankenstein.compare.estimate import Estimate
 from frankenstein.compare.executors import WorkerError
 from frankenstein.compare.problems.problem import Reference
-from frankenstein.compare.records import RecordError, read
+from frankenstein.compare.store.records import RecordError, read
 
 PROBLEMS, OPTIMIZERS = catalog().problems, catalog().optimizers
 
@@ -155,6 +155,17 @@ def test_optuna_runs_trial_by_trial_and_goes_on(tmp_path):
         return {record["cell"]: record["score"] for record in read(tmp_path / folder, pytest.fail)}
 
     assert scores("whole") == scores("part")
+
+
+def test_records_left_behind_by_workers_are_taken_in_once(tmp_path):
+    """Cluster jobs outlive a killed driver: what they finished is not run again, and what is known counts once."""
+    go(tmp_path / "whole", SMALL)
+    whole = read(tmp_path / "whole", pytest.fail)
+    n_left, states = go(tmp_path / "new", SMALL, leftover=lambda: iter(whole[:10]))
+    assert states[0].n_done == 10
+    assert n_left == len(whole) - 10
+    go(tmp_path / "new", SMALL, leftover=lambda: iter(whole[:10]))
+    assert len((tmp_path / "new" / "records.jsonl").read_text().splitlines()) == len(whole)
 
 
 def test_references_are_kept_beside_the_records(tmp_path, monkeypatch):

@@ -12,8 +12,9 @@ from driven import driver, is_running, pids, processes_of, wait_for_end, wait_un
 from stub_jobs import StubJob
 
 from frankenstein.compare import executors
-from frankenstein.compare.executors import ExecutorError, JobQueue, WorkerError, interrupts_held, local
+from frankenstein.compare.executors import ExecutorError, JobQueue, WorkerError, local
 from frankenstein.compare.executors.local import gpu_slots, local_executor, n_processors
+from frankenstein.compare.interrupts import interrupts_held
 
 KILLED = "the worker process was ended by SIGKILL (out of memory?)"
 
@@ -119,7 +120,7 @@ def test_a_worker_that_dies_and_leaves_a_child_behind(tmp_path):
     """The child has inherited every pipe: none of them tells that the worker is dead."""
     with local_executor(1, 1, 0) as executor:
         failed = executor.submit(StubJob("a", "fork", tmp_path))
-        assert str(failed.exception()) == KILLED
+        assert str(failed.exception(timeout=100)) == KILLED
     os.kill(pids(tmp_path, "a")[0], signal.SIGKILL)
 
 

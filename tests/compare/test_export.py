@@ -11,8 +11,8 @@ import pandas as pd
 import pytest
 from compare.made_records import made_records
 
-from frankenstein.compare import export as E
-from frankenstein.compare.records import RecordError, appending
+from frankenstein.compare.store import export as E
+from frankenstein.compare.store.records import RecordError, appending
 
 MADE = made_records(n_problems=2, n_optimizers=2, n_trials=3, n_seeds=2, n_points=5)
 OTHERS = [

@@ -11,8 +11,8 @@ import textwrap
 import pytest
 from compare.made_records import made_records
 
-from frankenstein.compare import records as R
-from frankenstein.compare.merge import Merged, merge, read_references
+from frankenstein.compare.store import records as R
+from frankenstein.compare.store.merge import Merged, merge, read_references
 
 RECORDS = made_records(n_problems=1, n_optimizers=2, n_trials=2, n_seeds=2, n_points=4)
 
@@ -174,7 +174,7 @@ KILLED = """
     import os, signal, sys
     from contextlib import contextmanager
     from pathlib import Path
-    from frankenstein.compare import merge, records
+    from frankenstein.compare.store import merge, records
 
     target, n = Path(sys.argv[1]), int(sys.argv[2])
     appending = records.appending

@@ -8,10 +8,10 @@ import pytest
 from compare.hand_made import DEFAULT, compared, lr_of, run, trial
 from compare.made_records import made_records
 
-from frankenstein.compare import arrays
-from frankenstein.compare.overall import overall
-from frankenstein.compare.summary import summarise
-from frankenstein.compare.verdict import verdict
+from frankenstein.compare.results import arrays
+from frankenstein.compare.results.overall import overall
+from frankenstein.compare.results.summary import summarise
+from frankenstein.compare.results.verdict import verdict
 
 # 10,000 resamples give a frequency to 0.005; three times as much is left to chance.
 FREQUENCY_TOLERANCE = 0.015

@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from frankenstein.compare import records as R
-from frankenstein.compare.provenance import provenance
+from frankenstein.compare.store import records as R
+from frankenstein.compare.store.provenance import provenance
 
 WHOLE = {
     "schema": 2,

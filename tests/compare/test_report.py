@@ -7,14 +7,14 @@ from html.parser import HTMLParser
 import pytest
 from made_records import made_records
 
-from frankenstein.compare import charts, report
-from frankenstein.compare.charts import curves, tuning
-from frankenstein.compare.charts.chart import is_ours
-from frankenstein.compare.formats import Cell, Table
-from frankenstein.compare.overall import overall
-from frankenstein.compare.records import RecordError, appending
-from frankenstein.compare.report import sections
-from frankenstein.compare.summary import summarise
+from frankenstein.compare import report
+from frankenstein.compare.report import charts, sections
+from frankenstein.compare.report.charts import curves, tuning
+from frankenstein.compare.report.charts.chart import is_ours
+from frankenstein.compare.report.formats import Cell, Table
+from frankenstein.compare.results.overall import overall
+from frankenstein.compare.results.summary import summarise
+from frankenstein.compare.store.records import RecordError, appending
 
 HOSTILE = "</script><script>alert('&amp;')</script><!--"
 REFERENCE = {"title": "a published run", "source": "Someone 2021", "step": [0, 100, 200], "score": [1.0, -1.0, -2.0]}

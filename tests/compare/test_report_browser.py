@@ -11,7 +11,7 @@ import pytest
 from made_records import made_records
 
 from frankenstein.compare import report
-from frankenstein.compare.summary import summarise
+from frankenstein.compare.results.summary import summarise
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 

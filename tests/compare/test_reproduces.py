@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from frankenstein.compare.cells import Cell, Job
-from frankenstein.compare.records import read
+from frankenstein.compare.store.records import read
 
 RECORDS = Path(__file__).parents[2] / "docs" / "records" / "compare"
 # On the machine that made the records the scores come out the same; another processor rounds differently, training

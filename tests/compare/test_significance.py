@@ -12,7 +12,8 @@ from hypothesis.extra import numpy as hnp
 from scipy import stats
 from statsmodels.stats.multitest import multipletests
 
-from frankenstein.compare.significance import (
+from frankenstein.compare.statistics.seeds import are_level
+from frankenstein.compare.statistics.significance import (
     critical_difference,
     friedman,
     holm,
@@ -20,7 +21,6 @@ from frankenstein.compare.significance import (
     wilcoxon_pairs,
     win_tie_loss,
 )
-from frankenstein.compare.statistics import are_level
 
 nan = math.nan
 shapes = st.tuples(st.integers(1, 5), st.integers(1, 7))

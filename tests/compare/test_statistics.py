@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from frankenstein.compare.statistics import (
+from frankenstein.compare.statistics.seeds import (
     Interval,
     are_level,
     bootstrap_mean,

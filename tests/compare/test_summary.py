@@ -7,7 +7,7 @@ import pytest
 from compare.hand_made import DEFAULT, compared, lr_of, run, trial
 from compare.made_records import made_records
 
-from frankenstein.compare.summary import summarise
+from frankenstein.compare.results.summary import summarise
 
 
 @pytest.fixture(scope="module")

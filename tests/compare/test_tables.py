@@ -9,11 +9,11 @@ import pytest
 from compare.hand_made import DEFAULT, N_STEPS, compared, run, trial
 from compare.made_records import made_records
 
-from frankenstein.compare import tables, terminal, words
-from frankenstein.compare.formats import Cell, Table, csv, latex, markdown
-from frankenstein.compare.overall import overall
-from frankenstein.compare.statistics import Interval
-from frankenstein.compare.summary import summarise
+from frankenstein.compare.report import tables, terminal, words
+from frankenstein.compare.report.formats import Cell, Table, csv, latex, markdown
+from frankenstein.compare.results.overall import overall
+from frankenstein.compare.results.summary import summarise
+from frankenstein.compare.statistics.seeds import Interval
 
 NASTY = '50% of $x_1^2$ & <b>#1</b> ~ {a}|[b](c) *d* \\e "f" `g`'
 

@@ -9,8 +9,8 @@ from compare.hand_made import run
 from rich.console import Console
 from rich.progress import Progress
 
-from frankenstein.compare import terminal
 from frankenstein.compare.engine import State
+from frankenstein.compare.report import terminal
 
 
 def test_counts():

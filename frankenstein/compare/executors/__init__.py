@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import signal
 import sys
 import threading
 from collections import deque
@@ -19,8 +18,6 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
 from typing import Any, Protocol
-
-from frankenstein.compare.interrupts import interrupts_blocked
 
 # A job ends itself at its timeout; one that cannot, since it hangs in compiled code, is ended this much later.
 GRACE_SECONDS = 10.0
@@ -183,25 +180,3 @@ def threads_for_children(n_cpus: int) -> Iterator[None]:
                 os.environ.pop(name, None)
             else:
                 os.environ[name] = value
-
-
-@contextmanager
-def interrupts_held() -> Iterator[None]:
-    """Hold Ctrl-C back until the end, and deliver it then.
-
-    Blocking the signal in this thread is not enough: the system hands it to any thread that does not block it, and
-    libraries have such threads (numpy's BLAS, Ray). Python then interrupts the main thread all the same.
-    """
-    with interrupts_blocked():
-        before = signal.getsignal(signal.SIGINT)
-        if threading.current_thread() is not threading.main_thread() or before is None:
-            yield
-            return
-        arrived = []
-        signal.signal(signal.SIGINT, lambda *_: arrived.append(True))
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, before)
-            if arrived:
-                signal.raise_signal(signal.SIGINT)

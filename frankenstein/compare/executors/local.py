@@ -22,13 +22,13 @@ from frankenstein.compare.executors import (
     Job,
     WorkerError,
     hard_limit,
-    interrupts_held,
     one_line,
     run_job,
     settle,
     threads_for_children,
     timed_out,
 )
+from frankenstein.compare.interrupts import interrupts_held
 
 STARTED = "started"  # a worker has the job: its time counts from now on
 LOOK_SECONDS = 1.0  # how often a worker that says nothing is looked at
@@ -119,17 +119,29 @@ class _Place(threading.Thread):
 
     def answer(self, job: Job) -> dict[str, Any] | str:
         """Return what the process answers, or how it ended."""
+        for _ in range(2):  # a worker that dies while it is idle costs no job
+            answer = self.try_once(job)
+            if answer is not None:
+                return answer
+        return "the worker processes end before they have the job"
+
+    def try_once(self, job: Job) -> dict[str, Any] | str | None:
+        """Return what the process answers, or how it ended; None if it had ended before it got the job."""
         process, connection = self.worker()
+        has_started = False
         try:
             connection.send(job)
             answer = _receive(process, connection, None)
-            return _receive(process, connection, hard_limit(job)) if answer == STARTED else answer
+            if answer != STARTED:
+                return answer
+            has_started = True
+            return _receive(process, connection, hard_limit(job))
         except TimeoutError:
             self.end()
             return timed_out(job)
         except (EOFError, OSError):  # the process is gone
             process.join()
-            return how_it_ended(process.exitcode or 0)
+            return how_it_ended(process.exitcode or 0) if has_started else None
 
     def worker(self) -> tuple[BaseProcess, Connection]:
         """Return the process and its connection, started if there is none."""

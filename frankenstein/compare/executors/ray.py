@@ -25,7 +25,6 @@ from frankenstein.compare.executors import (
     JobQueue,
     WorkerError,
     hard_limit,
-    interrupts_held,
     one_line,
     run_job,
     settle,
@@ -33,6 +32,7 @@ from frankenstein.compare.executors import (
     timed_out,
 )
 from frankenstein.compare.executors.local import LOOK_SECONDS, ROUNDING, n_processors
+from frankenstein.compare.interrupts import interrupts_held
 
 # Ray prints what its nodes report between the lines of the driver; the record of a failed run says it already.
 QUIET = {"RAY_DEDUP_LOGS_SKIP_REGEX": ".", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}

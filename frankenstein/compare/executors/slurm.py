@@ -29,7 +29,6 @@ from frankenstein.compare.executors import (
     JobQueue,
     WorkerError,
     hard_limit,
-    interrupts_held,
     one_line,
     run_job,
     settle,
@@ -37,6 +36,7 @@ from frankenstein.compare.executors import (
     timed_out,
 )
 from frankenstein.compare.executors.local import how_it_ended
+from frankenstein.compare.interrupts import interrupts_held
 
 N_PARALLEL = 32  # where no number is asked for: a fair share of many clusters; twice as many stand in the queue
 POLL_SECONDS = 1.0  # between looks at the folder
@@ -90,16 +90,14 @@ def slurm_executor(
                 executor.stop()
 
 
-def finished_records(folder: Path) -> list[dict[str, Any]]:
-    """Return and remove the records that jobs of an earlier driver left in `folder`.
+def finished_records(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records that jobs of an earlier driver left in `folder`; each is removed when the next is asked for.
 
     Some may be known already: a driver that is killed leaves those that it had collected, too.
     """
-    records = []
     for path in sorted(folder.glob("*.json")):
-        records.append(json.loads(path.read_text()))
+        yield json.loads(path.read_text())
         path.unlink()
-    return records
 
 
 class _Task(NamedTuple):

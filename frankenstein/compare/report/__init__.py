@@ -16,10 +16,10 @@ from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
-from frankenstein.compare.merge import REFERENCES, References, joined_records, read_references
-from frankenstein.compare.overall import Overall, overall
-from frankenstein.compare.records import RecordError, Report
-from frankenstein.compare.summary import ProblemSummary, summarise
+from frankenstein.compare.results.overall import Overall, overall
+from frankenstein.compare.results.summary import ProblemSummary, summarise
+from frankenstein.compare.store.merge import REFERENCES, References, joined_records, read_references
+from frankenstein.compare.store.records import RecordError, Report
 
 _HERE = Path(__file__).parent
 _SNIPPET = "window.vegaEmbed = vegaEmbed;"  # what the bundle hands to the page

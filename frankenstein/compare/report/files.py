@@ -5,9 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from frankenstein.compare import charts, tables
-from frankenstein.compare.formats import csv, latex
-from frankenstein.compare.report import Loaded, sections
+from frankenstein.compare.report import Loaded, charts, sections, tables
+from frankenstein.compare.report.formats import csv, latex
 
 
 def write(folder: Path, loaded: Loaded) -> list[Path]:

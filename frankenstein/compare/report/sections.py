@@ -7,15 +7,14 @@ from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import quote
 
-from frankenstein.compare import charts, tables, words
-from frankenstein.compare.charts import across, cost, curves, tuning
-from frankenstein.compare.charts.chart import Chart, Look
-from frankenstein.compare.formats import Table
-from frankenstein.compare.overall import Overall
-from frankenstein.compare.records import Record
-from frankenstein.compare.report import Loaded
-from frankenstein.compare.summary import ProblemSummary
-from frankenstein.compare.verdict import verdict
+from frankenstein.compare.report import Loaded, charts, tables, words
+from frankenstein.compare.report.charts import across, cost, curves, tuning
+from frankenstein.compare.report.charts.chart import Chart, Look
+from frankenstein.compare.report.formats import Table
+from frankenstein.compare.results.overall import Overall
+from frankenstein.compare.results.summary import ProblemSummary
+from frankenstein.compare.results.verdict import verdict
+from frankenstein.compare.store.records import Record
 
 # The columns of the standings that the first screen has room for, and what it calls them.
 ANSWER = {

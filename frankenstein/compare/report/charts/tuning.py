@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 
-from frankenstein.compare.charts.chart import (
+from frankenstein.compare.comparison import losses
+from frankenstein.compare.optimizers import Range
+from frankenstein.compare.report.charts.chart import (
     GREY,
     WIDTH,
     Chart,
@@ -19,12 +21,10 @@ from frankenstein.compare.charts.chart import (
     opacity,
     rounded,
 )
-from frankenstein.compare.charts.curves import PADDING, VALUE, parameters, scale, views
-from frankenstein.compare.comparison import losses
-from frankenstein.compare.optimizers import Range
-from frankenstein.compare.overall import Overall
-from frankenstein.compare.summary import ProblemSummary
-from frankenstein.compare.summary import Row as Result
+from frankenstein.compare.report.charts.curves import PADDING, VALUE, parameters, scale, views
+from frankenstein.compare.results.overall import Overall
+from frankenstein.compare.results.summary import ProblemSummary
+from frankenstein.compare.results.summary import Row as Result
 
 PANEL = 190
 RATES = "Best validation score of the trials in each half decade. A wide valley forgives a poor guess."

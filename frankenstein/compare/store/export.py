@@ -19,8 +19,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from frankenstein.compare.merge import joined_records
-from frankenstein.compare.records import Record, RecordError, Report
+from frankenstein.compare.store.merge import joined_records
+from frankenstein.compare.store.records import Record, RecordError, Report
 
 Kind = type[str] | type[int] | type[float] | type[bool] | type[datetime]
 

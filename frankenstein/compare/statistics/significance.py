@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from frankenstein.compare.statistics import as_scores, leads, mean_ranks
+from frankenstein.compare.statistics.seeds import as_scores, leads, mean_ranks
 
 
 class WinTieLoss(NamedTuple):

@@ -12,8 +12,9 @@ from typing import Any
 
 import numpy as np
 
-from frankenstein.compare import arrays
-from frankenstein.compare.across import (
+from frankenstein.compare.results import arrays
+from frankenstein.compare.results.summary import ProblemSummary
+from frankenstein.compare.statistics.across import (
     iqm,
     normalised,
     performance_profiles,
@@ -21,9 +22,8 @@ from frankenstein.compare.across import (
     profile_scores,
     stratified_bootstrap,
 )
-from frankenstein.compare.significance import CriticalDifference, critical_difference, win_tie_loss
-from frankenstein.compare.statistics import Interval, mean_ranks
-from frankenstein.compare.summary import ProblemSummary
+from frankenstein.compare.statistics.seeds import Interval, mean_ranks
+from frankenstein.compare.statistics.significance import CriticalDifference, critical_difference, win_tie_loss
 
 N_RESAMPLES = 4000  # for the intervals of scores: their ends are then known to a fiftieth of their width
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from frankenstein.compare.overall import Overall
-from frankenstein.compare.summary import ProblemSummary
+from frankenstein.compare.results.overall import Overall
+from frankenstein.compare.results.summary import ProblemSummary
 
 Spec = dict[str, Any]
 Row = dict[str, Any]

@@ -6,11 +6,11 @@ import json
 import re
 from typing import Any
 
-from frankenstein.compare.charts.chart import Chart, Look, Spec, emphasis, looks
-from frankenstein.compare.charts.curves import HOW_TO_READ, curves
-from frankenstein.compare.charts.tuning import RATES, rates
-from frankenstein.compare.overall import overall
-from frankenstein.compare.summary import ProblemSummary
+from frankenstein.compare.report.charts.chart import Chart, Look, Spec, emphasis, looks
+from frankenstein.compare.report.charts.curves import HOW_TO_READ, curves
+from frankenstein.compare.report.charts.tuning import RATES, rates
+from frankenstein.compare.results.overall import overall
+from frankenstein.compare.results.summary import ProblemSummary
 
 PANEL = {"width": 290, "height": 190}
 N_COLUMNS = 3

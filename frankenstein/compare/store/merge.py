@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from frankenstein.compare.records import Record, RecordError, Report, appending, read
+from frankenstein.compare.store.records import Record, RecordError, Report, appending, read
 
 REFERENCES = "references.json"
 

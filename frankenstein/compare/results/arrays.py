@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from frankenstein.compare.across import normalised
 from frankenstein.compare.comparison import losses
-from frankenstein.compare.statistics import expected_best_curve
-from frankenstein.compare.summary import ProblemSummary, Row, Setting
+from frankenstein.compare.results.summary import ProblemSummary, Row, Setting
+from frankenstein.compare.statistics.across import normalised
+from frankenstein.compare.statistics.seeds import expected_best_curve
 from frankenstein.compare.tuning import Optuna
 
 Rows = list[list[Row]]  # rows[i][j] is optimizer i on problem j

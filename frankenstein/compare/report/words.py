@@ -9,8 +9,8 @@ import math
 from collections.abc import Container
 
 from frankenstein.compare.optimizers import Settings
-from frankenstein.compare.statistics import MIN_SEEDS, Interval
-from frankenstein.compare.summary import ProblemSummary, Row, Setting
+from frankenstein.compare.results.summary import ProblemSummary, Row, Setting
+from frankenstein.compare.statistics.seeds import MIN_SEEDS, Interval
 
 NOTES = (
     "Mean over fresh seeds on the test split, with its 95 % bootstrap interval over seeds. Tuned: the settings with "

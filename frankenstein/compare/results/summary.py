@@ -10,8 +10,8 @@ from typing import Any
 
 from frankenstein.compare.comparison import best_trial
 from frankenstein.compare.optimizers import Range, Settings
-from frankenstein.compare.records import Record
-from frankenstein.compare.statistics import Interval, are_level, bootstrap_mean, median_with_misses
+from frankenstein.compare.statistics.seeds import Interval, are_level, bootstrap_mean, median_with_misses
+from frankenstein.compare.store.records import Record
 
 EDGE = 0.05  # share of the search interval, in decades, that counts as its edge
 

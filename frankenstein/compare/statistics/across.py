@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike
 
-from frankenstein.compare.statistics import Interval, as_scores
+from frankenstein.compare.statistics.seeds import Interval, as_scores
 
 # Slower than the best by more than this scores nothing; the limit of the AlgoPerf benchmark.
 TAU_MAX = 4.0

@@ -12,11 +12,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.table import Table
 from rich.text import Text
 
-from frankenstein.compare import words
-from frankenstein.compare.overall import Overall, overall
-from frankenstein.compare.records import Record
-from frankenstein.compare.summary import ProblemSummary, Row
-from frankenstein.compare.verdict import verdict
+from frankenstein.compare.report import words
+from frankenstein.compare.results.overall import Overall, overall
+from frankenstein.compare.results.summary import ProblemSummary, Row
+from frankenstein.compare.results.verdict import verdict
+from frankenstein.compare.store.records import Record
 
 if TYPE_CHECKING:
     from frankenstein.compare.engine import State

@@ -9,12 +9,8 @@ import math
 import re
 from collections.abc import Callable
 
-from frankenstein.compare.formats import Cell, Table
-from frankenstein.compare.overall import Overall, Standing
-from frankenstein.compare.records import Record
-from frankenstein.compare.statistics import Interval, restricted_mean
-from frankenstein.compare.summary import ProblemSummary, Row, Setting
-from frankenstein.compare.words import (
+from frankenstein.compare.report.formats import Cell, Table
+from frankenstein.compare.report.words import (
     estimate,
     footnotes,
     heading,
@@ -26,6 +22,10 @@ from frankenstein.compare.words import (
     settings,
     steps,
 )
+from frankenstein.compare.results.overall import Overall, Standing
+from frankenstein.compare.results.summary import ProblemSummary, Row, Setting
+from frankenstein.compare.statistics.seeds import Interval, restricted_mean
+from frankenstein.compare.store.records import Record
 
 
 def every(summaries: list[ProblemSummary], found: Overall | None) -> list[Table]:

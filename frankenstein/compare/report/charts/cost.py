@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from frankenstein.compare.charts.chart import (
+from frankenstein.compare.report.charts.chart import (
     Chart,
     Look,
     Row,
@@ -16,8 +16,8 @@ from frankenstein.compare.charts.chart import (
     opacity,
     rounded,
 )
-from frankenstein.compare.overall import Overall
-from frankenstein.compare.summary import ProblemSummary
+from frankenstein.compare.results.overall import Overall
+from frankenstein.compare.results.summary import ProblemSummary
 
 TITLES = {
     "step_cost": ("Time of the optimizer's own step", "multiple of the cheapest optimizer's", ".2f"),

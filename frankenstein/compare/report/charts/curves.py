@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from frankenstein.compare.charts.chart import (
+from frankenstein.compare.report.charts.chart import (
     GREY,
     WIDTH,
     Chart,
@@ -20,8 +20,8 @@ from frankenstein.compare.charts.chart import (
     opacity,
     rounded,
 )
-from frankenstein.compare.records import Record
-from frankenstein.compare.summary import ProblemSummary, Setting
+from frankenstein.compare.results.summary import ProblemSummary, Setting
+from frankenstein.compare.store.records import Record
 
 FOOT = 1e-4  # where an error of 0 is drawn on a log axis
 PADDING = 7  # pixels between the outermost marks and the end of an axis

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from frankenstein.compare.charts.chart import (
+from frankenstein.compare.report.charts.chart import (
     GREY,
     WIDTH,
     Chart,
@@ -19,7 +19,7 @@ from frankenstein.compare.charts.chart import (
     opacity,
     rounded,
 )
-from frankenstein.compare.overall import Overall
+from frankenstein.compare.results.overall import Overall
 
 LEVEL = 0.05  # of the tests in the diagram of ranks
 N_FULL = 10  # up to so many optimizers, the cells of the matrix have room for ties and losses

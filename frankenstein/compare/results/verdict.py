@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-from frankenstein.compare.overall import Overall, Standing
-from frankenstein.compare.statistics import MIN_SEEDS
-from frankenstein.compare.summary import ProblemSummary
-from frankenstein.compare.words import percent
+from frankenstein.compare.report.words import percent
+from frankenstein.compare.results.overall import Overall, Standing
+from frankenstein.compare.results.summary import ProblemSummary
+from frankenstein.compare.statistics.seeds import MIN_SEEDS
 
 CLEAR = 0.95  # first in this share of resamples: a clear lead
 RIVAL = 0.05  # first in this share of resamples: not ruled out

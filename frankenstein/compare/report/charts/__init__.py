@@ -8,7 +8,7 @@ cost.py     time and memory
 paper.py    all problems in one figure
 """
 
-from frankenstein.compare.charts.chart import FORMATS, Chart, Look, looks, save
-from frankenstein.compare.charts.paper import overview, tuning_overview
+from frankenstein.compare.report.charts.chart import FORMATS, Chart, Look, looks, save
+from frankenstein.compare.report.charts.paper import overview, tuning_overview
 
 __all__ = ["FORMATS", "Chart", "Look", "looks", "overview", "save", "tuning_overview"]
