@@ -121,10 +121,12 @@ class Job:
 
     def run(self) -> Record:
         """Train once and return the record. Divergence, failure and a timeout are outcomes."""
-        catalog(self.modules)  # imports are the worker's start, not the cell's time
         began = time.perf_counter()
         curve: dict[str, list[Any]] = {}
         try:
+            self.cell.problem_spec.load()
+            self.cell.optimizer_spec.load()
+            began = time.perf_counter()  # libraries and data are the worker's start, not the cell's time
             with _time_limit(self.timeout):
                 outcome = self._train(curve)
         except (Exception, TimedOutError) as error:

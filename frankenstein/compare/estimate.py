@@ -2,56 +2,70 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
+from statistics import fmean, median
 
 from frankenstein.compare.comparison import Pair
 from frankenstein.compare.store.records import Record
+
+ENOUGH = 3  # cells of a pair that say what it takes; before, the pair is guessed from the others
+OUTLIER = (
+    3.0  # a cell that takes longer than so many medians counts as that: the first one of a worker pays for its start
+)
 
 
 class Estimate:
     """Seconds of each kind of cell, learnt as they finish.
 
-    A pair that has not run yet is guessed from how its optimizer does on other problems and how its problem does with
-    other optimizers: the two means, relative to the mean of all.
+    A pair with few cells is guessed from what its problem takes (median over optimizers) and from what its optimizer
+    takes beside others (median over problems).
     """
 
     def __init__(self) -> None:
-        self.n: Counter[str | Pair] = Counter()
-        self.seconds: Counter[str | Pair] = Counter()
+        self.seconds: dict[Pair, list[float]] = {}
+        self.means: dict[Pair, float] = {}  # of the pairs with enough cells
+        self.problems: dict[str, float] = {}
+        self.optimizers: dict[str, float] = {}
 
     def add(self, record: Record) -> None:
         """Learn from a finished cell."""
-        for key in self._keys((record["problem"], record["optimizer"])):
-            self.n[key] += 1
-            self.seconds[key] += record["wall_seconds"]
+        pair = record["problem"], record["optimizer"]
+        seconds = self.seconds.setdefault(pair, [])
+        seconds.append(max(record["wall_seconds"], 1e-6))
+        self.problems = {}
+        if len(seconds) >= ENOUGH:
+            limit = OUTLIER * median(seconds)
+            self.means[pair] = fmean(min(value, limit) for value in seconds)
 
     def of(self, pair: Pair) -> float | None:
-        """Return the expected seconds of one cell of the pair; None while nothing is known."""
-        whole, problem, optimizer, everything = self._keys(pair)
-        if self.n[whole]:
-            return self._mean(whole)
-        if not self.n[everything]:
+        """Return the expected seconds of one cell of the pair; None while too little is known."""
+        if pair in self.means:
+            return self.means[pair]
+        if sum(map(len, self.seconds.values())) < ENOUGH:
             return None
-        mean = self._mean(everything)
-        factors = [self._mean(key) / mean for key in (problem, optimizer) if self.n[key] and mean > 0]
-        for factor in factors:
-            mean *= factor
-        return mean
+        if not self.problems:
+            self._compare()
+        return self.problems.get(pair[0], median(self.problems.values())) * self.optimizers.get(pair[1], 1.0)
 
     def left(self, cells: Mapping[Pair, int], n_parallel: int) -> float | None:
-        """Return the seconds that so many cells of each pair will take on so many workers; None: nothing is known."""
+        """Return the seconds that so many cells of each pair take on so many workers; None: too little is known."""
         total = 0.0
         for pair, count in cells.items():
-            seconds = self.of(pair)
-            if count and seconds is None:
-                return None
-            total += count * (seconds or 0.0)
+            if count:
+                seconds = self.of(pair)
+                if seconds is None:
+                    return None
+                total += count * seconds
         return total / max(n_parallel, 1)
 
-    def _mean(self, key: str | Pair) -> float:
-        return self.seconds[key] / self.n[key]
-
-    @staticmethod
-    def _keys(pair: Pair) -> tuple[Pair, str, str, str]:
-        return pair, f"problem {pair[0]}", f"optimizer {pair[1]}", "all"
+    def _compare(self) -> None:
+        """Find out what each problem takes, and each optimizer beside the others."""
+        medians = {pair: median(seconds) for pair, seconds in self.seconds.items()}
+        by_problem: dict[str, list[float]] = {}
+        for (problem, _), seconds in medians.items():
+            by_problem.setdefault(problem, []).append(seconds)
+        self.problems = {problem: median(values) for problem, values in by_problem.items()}
+        by_optimizer: dict[str, list[float]] = {}
+        for (problem, optimizer), seconds in medians.items():
+            by_optimizer.setdefault(optimizer, []).append(seconds / self.problems[problem])
+        self.optimizers = {optimizer: median(values) for optimizer, values in by_optimizer.items()}

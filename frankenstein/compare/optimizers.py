@@ -128,11 +128,15 @@ class OptimizerSpec:
             "tied": list(self.tied),
         }
 
+    def load(self) -> Any:
+        """Return the class or function, imported."""
+        module, _, name = self.target.partition(":")
+        return getattr(import_module(module), name)
+
     def make(self, params: Iterable[Tensor], settings: Settings) -> Optimizer:
         """Return the optimizer on `params`; what `settings` does not name is at its default."""
         settings = self.default | settings
-        module, _, name = self.target.partition(":")
-        target = getattr(import_module(module), name)
+        target = self.load()
         arguments = self.options | dict.fromkeys(self.tied, settings["lr"])
         for key, value in settings.items():
             if item := _ITEM.fullmatch(key):

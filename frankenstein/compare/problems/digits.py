@@ -125,6 +125,7 @@ PROBLEMS = (
         n_evals=24,
         lr_scale=10.0,
         run=Training(lambda seed, budget: DigitsTask(cnn, cross_entropy, accuracy, seed, budget.split)),
+        load=load_splits,
     ),
     Problem(
         name="digits-mlp",
@@ -137,6 +138,7 @@ PROBLEMS = (
         n_evals=24,
         lr_scale=10.0,
         run=Training(lambda seed, budget: DigitsTask(mlp, cross_entropy, accuracy, seed, budget.split)),
+        load=load_splits,
     ),
     Problem(
         name="digits-autoencoder",
@@ -149,5 +151,6 @@ PROBLEMS = (
         n_evals=32,
         lr_scale=10.0,
         run=Training(lambda seed, budget: DigitsTask(autoencoder, reconstruction, reconstruction, seed, budget.split)),
+        load=load_splits,
     ),
 )

@@ -102,6 +102,7 @@ class Problem:
         lr_scale: How much larger good learning rates are here than an optimizer's default: the interval in which every
             optimizer's learning rate is searched is centred there.
         references: Published curves.
+        load: Loads the data and keeps it; called before each run, outside its time.
     """
 
     name: str
@@ -116,6 +117,7 @@ class Problem:
     version: int = 1
     lr_scale: float = 1.0
     references: tuple[Reference, ...] = field(default=())
+    load: Callable[[], Any] = lambda: None
 
     def __post_init__(self) -> None:
         is_possible = self.worst < self.target if self.is_higher_better else self.worst > self.target

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from frankenstein.compare.problems.digits import DigitsTask, accuracy, cross_entropy
+from frankenstein.compare.problems.digits import DigitsTask, accuracy, cross_entropy, load_splits
 from frankenstein.compare.problems.problem import Problem
 from frankenstein.compare.training import Training
 
@@ -73,6 +73,7 @@ def _problem(name: str, title: str, network: Callable[[], nn.Module], **options:
         n_evals=24,
         lr_scale=10.0,
         run=Training(lambda seed, budget: DigitsTask(network, cross_entropy, accuracy, seed, budget.split)),
+        load=load_splits,
         **options,
     )
 

@@ -68,5 +68,6 @@ PROBLEMS = (
         n_steps=300,
         n_evals=30,
         run=Training(lambda seed, budget: LogisticTask(seed, budget.split)),
+        load=load_splits,
     ),
 )
