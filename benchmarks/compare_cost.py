@@ -1,4 +1,4 @@
-"""What the comparison costs beside the training: per run, and to show 10,000 runs.
+"""What the comparison costs beside the training: per run, to show 10,000 runs, and to open a page.
 
 python benchmarks/compare_cost.py [--write]    --write keeps the figures in docs/records/compare_cost.json
 
@@ -13,6 +13,8 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from statistics import median
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 from compare.made_records import made_records
@@ -53,29 +55,56 @@ def engine_seconds(folder: Path) -> dict[str, float]:
     }
 
 
-def report_seconds(folder: Path) -> dict[str, float]:
-    """Return seconds to read, to summarise and write, and the size, of a report of about 10,000 runs."""
-    records = made_records(n_problems=12, n_optimizers=12, n_trials=20, n_seeds=5, n_points=21)
+def write_records(folder: Path, **size: int) -> list[dict[str, Any]]:
+    records = made_records(**size)
     with appending(folder, print) as (_, append):
         for record in records:
             append(record)
+    return records
+
+
+def report_seconds(folder: Path) -> dict[str, float]:
+    """Return seconds to read, and to summarise and write, a report of about 10,000 runs."""
+    records = write_records(folder, n_problems=12, n_optimizers=12, n_trials=20, n_seeds=5, n_points=21)
     began = time.perf_counter()
     read(folder, print)
     read_at = time.perf_counter()
-    page = report.write_html(folder, report.load([folder], print))
+    report.write_html(folder, report.load([folder], print))
     return {
         "n_runs": len(records),
-        "n_points": sum(len(record["curve"]["step"]) for record in records),
         "read": read_at - began,
         "load_and_write": time.perf_counter() - read_at,
-        "megabytes": page.stat().st_size / 1e6,
     }
+
+
+def page_seconds(folder: Path) -> dict[str, float]:
+    """Return seconds from asking for a page of about 200,000 curve points to its first charts, median of five."""
+    from playwright.sync_api import sync_playwright
+
+    write_records(folder, n_problems=9, n_optimizers=22, n_trials=2, n_seeds=10, n_points=51)
+    loaded = report.load([folder], print)
+    page = report.write_html(folder, loaded)
+    settings = [one for s in loaded.summaries for row in s.rows for one in (row.tuned, row.default) if one]
+    n_points = sum(len(record["curve"]["step"]) for one in settings for record in one.records)
+    seconds = []
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        for _ in range(5):
+            screen = browser.new_page()
+            began = time.perf_counter()
+            screen.goto(page.as_uri())
+            screen.wait_for_selector("svg.marks")
+            seconds.append(time.perf_counter() - began)
+            screen.close()
+        browser.close()
+    return {"n_points": n_points, "megabytes": page.stat().st_size / 1e6, "open": median(seconds)}
 
 
 def main() -> None:
     folder = Path(tempfile.mkdtemp())
     try:
         measured = {"engine": engine_seconds(folder), "report": report_seconds(folder / "many")}
+        measured["page"] = page_seconds(folder / "long")
     finally:
         shutil.rmtree(folder)
     rounded = {part: {name: float(f"{x:.3g}") for name, x in values.items()} for part, values in measured.items()}

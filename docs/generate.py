@@ -13,7 +13,9 @@ import ast
 import json
 import math
 import re
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from datetime import datetime
 from functools import cache
@@ -161,14 +163,35 @@ def moment(text: str) -> datetime:
 def cost() -> str:
     """Say what the comparison costs beside the training."""
     measured = json.loads((RECORDS / "compare_cost.json").read_text())
-    engine, page = measured["engine"], measured["report"]
+    engine, shown, page = measured["engine"], measured["report"], measured["page"]
     share = 100 * engine["per_run"] / 10
     return (
         f"Beside the training itself, a run costs {1e3 * engine['per_run']:.0f} ms ({share:.2f} % of a run of ten "
-        f"seconds), and workers start in {engine['start']:.0f} s. A report of {page['n_runs']:,.0f} runs with "
-        f"{page['n_points']:,.0f} curve points is made in {page['load_and_write']:.0f} s and opens in "
-        f"{page['open_seconds']:.1f} s."
+        f"seconds), and workers start in {engine['start']:.0f} s. The report of {shown['n_runs']:,.0f} runs is made in "
+        f"{shown['load_and_write']:.0f} s; one with {page['n_points']:,.0f} curve points opens in {page['open']:.1f} s."
     )
+
+
+def estimates() -> str:
+    """Say how far the estimate of the time left was off in the run of a suite."""
+    measured = json.loads((RECORDS / "estimate.json").read_text())
+    entries = measured["estimates"]
+    lines = [f"| {measured['suite']}, {measured['seconds']:.0f} s in all: after | left | estimated |", "|---|---|---|"]
+    lines += [f"| {e['after']:.0f} s | {e['left']:.0f} s | {e['estimated']:.0f} s |" for e in entries]
+    return "\n".join(lines)
+
+
+def photograph(page: Path, picture: Path) -> None:
+    """Take a picture of the first screen of a report, as Chromium shows it."""
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        screen = browser.new_page(viewport={"width": 1280, "height": 900}, color_scheme="light")
+        screen.goto(page.as_uri())
+        screen.wait_for_selector("svg.marks")
+        screen.screenshot(path=picture)
+        browser.close()
 
 
 # The rule -------------------------------------------------------------------------------------------------------------
@@ -247,6 +270,7 @@ def block(name: str) -> str:
         "small-sentences": lambda: sentences("small"),
         "small-verdict": lambda: ours("small"),
         "compare-cost": cost,
+        "estimate": estimates,
         "lr-beside-adam": lr_beside_adam,
         "alignment-errors": alignment_table,
         "optimizer-rules": optimizers_markdown,
@@ -274,6 +298,9 @@ def main(arguments: list[str]) -> int:
         summaries = compared("compare").summaries
         charts.save(charts.overview(summaries), ROOT / "docs" / "images" / "compare.png")
         charts.save(charts.tuning_overview(summaries), ROOT / "docs" / "images" / "tuning.png")
+        with tempfile.TemporaryDirectory() as place:
+            page = report.write_html(Path(place), compared("small"))
+            photograph(page, ROOT / "docs" / "images" / "report.png")
     return 0
 
 

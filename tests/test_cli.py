@@ -235,6 +235,27 @@ def test_merge_and_export(finished, tmp_path, capsys):
     assert len((tmp_path / "tables" / "runs.csv").read_text().splitlines()) == 1 + n_added
 
 
+def test_live_curves_on_request(tmp_path, capsys):
+    """One TensorBoard folder for each run, with the curve that its record has."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    what = ["--problems", "beale", "--optimizers", "sgd", "--trials", "2", "--seeds", "1", "--workers", "1"]
+    assert main(["compare", *what, "--tensorboard", "--out", str(tmp_path)]) == 0
+    runs = sorted({path.parent for path in (tmp_path / "tensorboard").rglob("events*")})
+    assert len(runs) == len(records(tmp_path))
+    shown = []
+    for run in runs:
+        events = EventAccumulator(str(run)).Reload()
+        shown.append([(event.step, round(event.value, 4)) for event in events.Scalars("score")])
+    curves = [json.loads(line)["curve"] for line in records(tmp_path)]
+    kept = [[(x, round(y, 4)) for x, y in zip(c["step"], c["score"], strict=True)] for c in curves]
+    for one in kept:
+        assert any(
+            [x for x, _ in one] == [x for x, _ in other] and one[-1][1] == pytest.approx(other[-1][1], abs=1e-3)
+            for other in shown
+        )
+
+
 def test_report_of_several_folders_with_figures(finished, tmp_path, capsys):
     lines = records(finished[0])
     for name, problem in (("a", b"beale"), ("b", b"stairs")):

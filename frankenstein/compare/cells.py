@@ -206,10 +206,12 @@ def _outcome(problem: Problem, measured: Measurements) -> Record:
 def _rounded(problem: Problem, curve: dict[str, list[Any]]) -> dict[str, list[Any]]:
     """Return the curve as records keep it: scores bounded, few digits, None for what is not finite."""
 
-    def short(value: float | None) -> float | None:
-        return float(f"{value:.{DIGITS}g}") if value is not None and math.isfinite(value) else None
+    def short(value: float | None, n_digits: int = DIGITS) -> float | None:
+        return float(f"{value:.{n_digits}g}") if value is not None and math.isfinite(value) else None
 
     columns = {name: [short(value) for value in values] for name, values in curve.items() if name != "step"}
+    if "seconds" in curve:
+        columns["seconds"] = [short(value, 4) for value in curve["seconds"]]
     if "score" in curve:
         columns["score"] = [short(problem.bounded(value)) for value in curve["score"]]
     return {"step": curve.get("step", []), **columns}

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from frankenstein.compare.problems.problem import Problem, Split
+from frankenstein.compare.problems.splits import stratified_splits
 from frankenstein.compare.training import Training
 
 BATCH_SIZE = 64
@@ -20,16 +21,12 @@ BATCH_SIZE = 64
 def load_splits() -> dict[str, tuple[Tensor, Tensor]]:
     """Return images (n, 1, 8, 8) in [0, 1] and labels (n,) of the fixed stratified splits, 60/20/20."""
     from sklearn.datasets import load_digits
-    from sklearn.model_selection import train_test_split
 
-    images, labels = load_digits(return_X_y=True)
-    train_x, rest_x, train_y, rest_y = train_test_split(images, labels, test_size=0.4, random_state=0, stratify=labels)
-    val_x, test_x, val_y, test_y = train_test_split(rest_x, rest_y, test_size=0.5, random_state=0, stratify=rest_y)
-
-    def tensors(x: object, y: object) -> tuple[Tensor, Tensor]:
-        return torch.as_tensor(x, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16, torch.as_tensor(y)
-
-    return {"train": tensors(train_x, train_y), "validation": tensors(val_x, val_y), "test": tensors(test_x, test_y)}
+    splits = stratified_splits(*load_digits(return_X_y=True))
+    return {
+        name: (torch.as_tensor(x, dtype=torch.float32).reshape(-1, 1, 8, 8) / 16, torch.as_tensor(y))
+        for name, (x, y) in splits.items()
+    }
 
 
 class DigitsTask:

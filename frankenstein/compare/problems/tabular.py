@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from frankenstein.compare.problems.problem import Problem, Split
+from frankenstein.compare.problems.splits import stratified_splits
 from frankenstein.compare.training import Training
 
 BATCH_SIZE = 32
@@ -18,16 +19,12 @@ BATCH_SIZE = 32
 def load_splits() -> dict[str, tuple[Tensor, Tensor]]:
     """Return features (n, 30) and labels (n,) of the fixed stratified splits, 60/20/20; features are only centred."""
     from sklearn.datasets import load_breast_cancer
-    from sklearn.model_selection import train_test_split
 
-    x, y = load_breast_cancer(return_X_y=True)
-    train_x, rest_x, train_y, rest_y = train_test_split(x, y, test_size=0.4, random_state=0, stratify=y)
-    val_x, test_x, val_y, test_y = train_test_split(rest_x, rest_y, test_size=0.5, random_state=0, stratify=rest_y)
-    centre = train_x.mean(axis=0)
-    parts = {"train": (train_x, train_y), "validation": (val_x, val_y), "test": (test_x, test_y)}
+    splits = stratified_splits(*load_breast_cancer(return_X_y=True))
+    centre = splits["train"][0].mean(axis=0)
     return {
         name: (torch.as_tensor(x - centre, dtype=torch.float32), torch.as_tensor(y, dtype=torch.float32))
-        for name, (x, y) in parts.items()
+        for name, (x, y) in splits.items()
     }
 
 
