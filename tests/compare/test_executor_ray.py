@@ -16,7 +16,11 @@ from frankenstein.compare import executors
 from frankenstein.compare.executors import ExecutorError, WorkerError
 from frankenstein.compare.executors.ray import QUIET, RayExecutor, _n_fitting, ray_executor
 
-pytestmark = pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install '.[ray]'")
+pytestmark = [
+    pytest.mark.skipif(find_spec("ray") is None, reason="needs Ray: pip install '.[ray]'"),
+    # JAX, where another test has loaded it, warns of every fork; Ray's are followed by exec at once.
+    pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning"),
+]
 
 DIED = "the worker process died (killed, or out of memory?)"
 

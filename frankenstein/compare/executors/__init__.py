@@ -78,12 +78,16 @@ class JobQueue:
     def __init__(self, n_places: int | None, start: Callable[[Job, Future[dict[str, Any]]], None]) -> None:
         self.n_free, self.start = n_places, start
         self.waiting: deque[tuple[Job, Future[dict[str, Any]]]] = deque()
+        self.is_closed = False
         self.lock = threading.Lock()
 
     def submit(self, job: Job) -> Future[dict[str, Any]]:
         """Start `job`, or keep it until one that was started is done."""
         future: Future[dict[str, Any]] = Future()
         with self.lock:
+            if self.is_closed:
+                future.cancel()
+                return future
             if self.n_free == 0:
                 self.waiting.append((job, future))
                 return future
@@ -93,8 +97,9 @@ class JobQueue:
         return future
 
     def close(self) -> None:
-        """Cancel the jobs that wait."""
+        """Cancel the jobs that wait; no other is started any more."""
         with self.lock:
+            self.is_closed = True
             waiting = list(self.waiting)
             self.waiting.clear()
         for _, future in waiting:

@@ -35,7 +35,7 @@ from frankenstein.compare.executors.local import LOOK_SECONDS, ROUNDING, n_proce
 from frankenstein.compare.interrupts import interrupts_held
 
 # Ray prints what its nodes report between the lines of the driver; the record of a failed run says it already.
-QUIET = {"RAY_DEDUP_LOGS_SKIP_REGEX": ".", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1"}
+QUIET = {"RAY_DEDUP_LOGS_SKIP_REGEX": ".", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1", "RAY_ENABLE_AUTO_CONNECT": "0"}
 
 SILENT: dict[str, Any] = {"logging_level": logging.CRITICAL, "log_to_driver": False}
 
@@ -57,6 +57,7 @@ def ray_executor(n_workers: int | None, address: str | None, n_cpus: int, n_gpus
         ExecutorError: Ray is not installed, the cluster does not answer, or no node of it can hold a job.
     """
     ray = _import_ray()
+    executor = None
     with threads_for_children(n_cpus), _polite_kill_kept():
         try:
             if address:
@@ -71,6 +72,8 @@ def ray_executor(n_workers: int | None, address: str | None, n_cpus: int, n_gpus
             yield executor
         finally:
             with interrupts_held():  # a second Ctrl-C waits until the workers are gone
+                if executor is not None:
+                    executor.queue.close()  # before: a job that is started later would start Ray again
                 ray.shutdown()
 
 
