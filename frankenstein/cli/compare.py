@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import signal
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
@@ -50,7 +51,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     )
 
     where = parser.add_argument_group("where and how to run")
-    where.add_argument("--out", type=folder, default=Path("runs/compare"), metavar="DIR", help="run folder")
+    where.add_argument("--out", type=folder, default=Path("runs/compare"), metavar="DIR", help="default: runs/compare")
     where.add_argument(
         "--executor", choices=("local", "ray", "slurm"), default="local", help="default: local processes"
     )
@@ -91,8 +92,8 @@ def run(options: argparse.Namespace) -> int:
         comparison, execution = _comparison(options), _execution(options)
     except CatalogError as error:
         raise UsageError(str(error)) from None
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # a polite kill is a Ctrl-C
-    kept = f"are kept in {options.out}: `{comparison.command()} --out {options.out}` goes on"
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # a polite kill is a Ctrl-C
+    kept = f"are kept in {options.out}: `{comparison.command()} {_execution_words(options)}` goes on"
     with terminal.progress() as counter:
         try:
             engine.run(comparison, options.out, execution, counter, say)
@@ -147,6 +148,19 @@ def _comparison(options: argparse.Namespace) -> Comparison:
         tuner=options.tuner,
         modules=modules,
     )
+
+
+def _execution_words(options: argparse.Namespace) -> str:
+    """Return the options that say where and how, as they were given."""
+    words = ["--out", str(options.out)]
+    defaults = {"executor": "local", "threads": 1, "gpus": 0.0, "retries": 0}
+    for name in ("executor", "workers", "threads", "gpus", "timeout", "retries", "ray_address", "mlflow"):
+        value = getattr(options, name)
+        if value != defaults.get(name):
+            words += [f"--{name.replace('_', '-')}", f"{value:g}" if isinstance(value, float) else str(value)]
+    if options.slurm:
+        words += ["--slurm", *options.slurm]
+    return shlex.join(words + ["--tensorboard"] * options.tensorboard)
 
 
 def _execution(options: argparse.Namespace) -> Execution:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 from frankenstein.cli.inputs import UsageError, folder, need, say
+
+N_REASONS = 5  # so many of the reasons why runs failed are printed; the report has all
 
 
 def add_parsers(commands: argparse._SubParsersAction[Any]) -> None:
@@ -49,10 +52,13 @@ def report(folders: list[Path], out: Path | None = None, with_figures: bool = Fa
     print(f"\nreport: {page}")
     if files:
         print(f"figures and tables: {len(files)} files in {out / 'figures'} and {out / 'tables'}")
-    n_failed = sum(row.n_failed for summary in loaded.summaries for row in summary.rows)
-    if n_failed:
-        say(f"{n_failed} runs failed; the report names them and why, and the same comparison tries them again")
-    return 1 if n_failed else 0
+    failed = [r for summary in loaded.summaries for r in summary.records if r["outcome"] == "failed"]
+    reasons = Counter((r["problem"], r["optimizer"], r["reason"]) for r in failed)
+    for (problem, optimizer, reason), n in reasons.most_common(N_REASONS):
+        say(f"failed, {n} time{'s' * (n > 1)}: {problem}, {optimizer}: {reason}")
+    if failed:
+        say(f"{len(failed)} runs failed; the report names them and why, and the same comparison tries them again")
+    return 1 if failed else 0
 
 
 def _merge(options: argparse.Namespace) -> int:
@@ -68,7 +74,7 @@ def _merge(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from frankenstein.compare.store.export import export
+    from frankenstein.compare.results.export import export
     from frankenstein.compare.store.records import RecordError
 
     try:

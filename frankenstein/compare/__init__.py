@@ -6,9 +6,9 @@
     cells.py        one run, turned into one record; live.py: its numbers while it runs
     engine.py       all of them, in parallel; goes on where it stopped; estimate.py: the time left
     executors/      where cells run: this machine, Ray, Slurm
-    store/          append-only records with provenance; merge and export
+    store/          append-only records with provenance; merge
     statistics/     pure functions of scores
-    results/        records -> summaries -> standings -> a verdict in words
+    results/        records -> summaries -> standings -> a verdict in words; export
     report/         all of it as a page, figures, tables, and in the terminal
 
 Nothing that measures or ranks knows which optimizer is ours; the report draws it bolder.

@@ -170,7 +170,9 @@ class Job:
 
             device = "cuda" if self.n_gpus else "cpu"
             budget = Budget(problem.n_steps, problem.n_evals, cell.split, device, watch)
-            return _outcome(problem, problem.run(Factory(cell.optimizer_spec, cell.settings), cell.seed, budget))
+            measured = problem.run(Factory(cell.optimizer_spec, cell.settings), cell.seed, budget)
+            _check(measured, budget)
+            return _outcome(problem, measured)
 
 
 def failure(cell: Cell, reason: str, curve: dict[str, list[Any]] | None = None) -> Record:
@@ -184,6 +186,24 @@ def failure(cell: Cell, reason: str, curve: dict[str, list[Any]] | None = None) 
         "steps_to_target": None,
         "seconds_to_target": None,
     }
+
+
+def _check(measured: Any, budget: Budget) -> None:
+    """Refuse what is not the whole of a run: half a run would count as a result."""
+    if not isinstance(measured, Measurements):
+        raise TypeError(f"run returned {type(measured).__name__}; it must return Measurements")
+    curve = measured.curve
+    if missing := {"step", "score", "seconds"} - curve.keys():
+        raise ValueError(f"the curve that run returned lacks {', '.join(sorted(missing))}")
+    if len(lengths := {name: len(values) for name, values in curve.items()}) and len(set(lengths.values())) > 1:
+        raise ValueError(f"the curve that run returned has columns of unequal length: {lengths}")
+    expected = sorted(budget.eval_steps)
+    if not measured.diverged and curve["step"] != expected:
+        raise ValueError(f"run scored after steps {curve['step']!r:.60}; it must after all of {expected!r:.60}")
+    if None in (*curve["score"], *curve["seconds"]):
+        raise ValueError("the curve that run returned has None among its scores or seconds")
+    if not measured.diverged and not math.isfinite(curve["score"][-1] or 0.0):
+        measured.diverged = "the last score was not finite"
 
 
 def _outcome(problem: Problem, measured: Measurements) -> Record:

@@ -224,9 +224,10 @@ class _Run:
                 record = job.failed(why)
             else:
                 record = future.result()
-            self.append(record)
-            del self.futures[future]
-            self.take(job, record)
+            with interrupts_held():  # what is written is counted
+                self.append(record)
+                del self.futures[future]
+                self.take(job, record)
 
     def take(self, job: Job, record: Record) -> None:
         """Note a finished cell; one that failed is tried again as often as asked, and in the next run."""

@@ -31,7 +31,7 @@ _USUAL = ("frankenstein", "frankenstein-tied", "sgd", "rmsprop", "adam", "adamw"
 SUITES = {
     "default": Suite("the usual optimizers and ours; about three minutes on two cores", _SIX, _USUAL, 20, 10),
     "small": Suite(
-        "all baselines; about an hour on two cores",
+        "all baselines; about twenty minutes on two cores",
         (*_SIX, "digits-gru", "digits-transformer", "tumours-logistic"),
         tuple(spec.name for spec in OPTIMIZERS),
         20,

@@ -109,6 +109,31 @@ def test_a_problem_needs_no_torch(monkeypatch):
     assert "seconds_per_step" not in record
 
 
+@pytest.mark.parametrize(
+    ("result", "reason"),
+    [
+        (3.0, "TypeError: run returned float; it must return Measurements"),
+        (Measurements({}, 10), "ValueError: the curve that run returned lacks score, seconds, step"),
+        (Measurements({"step": [0, 5, 10], "score": [1.0], "seconds": [0.0]}, 10), "columns of unequal length"),
+        (Measurements({"step": [0], "score": [1.0], "seconds": [0.0]}, 0), "run scored after steps [0]; it must after"),
+        (Measurements({"step": [0, 5, 10], "score": [1.0, None, 2.0], "seconds": [0.0] * 3}, 10), "has None among"),
+    ],
+)
+def test_half_a_run_is_no_result(monkeypatch, result, reason):
+    custom(monkeypatch, lambda make_optimizer, seed, budget: result)
+    record = run_cell("custom", "sgd", 0.1, 0)
+    assert record["outcome"] == "failed"
+    assert reason in record["reason"]
+
+
+def test_a_last_score_that_is_not_finite_is_divergence(monkeypatch):
+    curve = {"step": [0, 5, 10], "score": [1.0, 0.5, math.nan], "seconds": [0.0, 0.1, 0.2]}
+    custom(monkeypatch, lambda make_optimizer, seed, budget: Measurements(curve, 10))
+    record = run_cell("custom", "sgd", 0.1, 0)
+    assert (record["outcome"], record["reason"]) == ("diverged", "the last score was not finite")
+    assert record["score"] == record["curve"]["score"][-1] == PROBLEMS["beale"].worst
+
+
 def test_a_timeout_keeps_what_came_before_it(monkeypatch):
     def run(make_optimizer, seed, budget):
         budget.watch(0, {"score": 1.0, "seconds": 0.0})

@@ -5,13 +5,14 @@ import json
 import math
 import sys
 from datetime import UTC, datetime
+from statistics import fmean
 
 import duckdb
 import pandas as pd
 import pytest
 from compare.made_records import made_records
 
-from frankenstein.compare.store import export as E
+from frankenstein.compare.results import export as E
 from frankenstein.compare.store.records import RecordError, appending
 
 MADE = made_records(n_problems=2, n_optimizers=2, n_trials=3, n_seeds=2, n_points=5)
@@ -94,6 +95,24 @@ def taken_apart(row):
     return {name: json.loads(value) if name.endswith("_json") else value for name, value in row.items()}
 
 
+def roles():
+    """Return (is_tuned, is_default) by cell: the best mean validation score, looked for by hand."""
+    trials, found = {}, {}
+    for record in RECORDS:
+        if record["split"] == "validation":
+            sign = 1 if record["problem_config"]["is_higher_better"] else -1
+            key = record["problem"], record["optimizer"]
+            trials.setdefault(key, {}).setdefault(json.dumps(record["settings"]), []).append(sign * record["score"])
+    for record in RECORDS:
+        means = {settings: fmean(scores) for settings, scores in trials[record["problem"], record["optimizer"]].items()}
+        best, is_test = json.loads(max(means, key=means.get)), record["split"] == "test"
+        is_default = record["settings"] == record["optimizer_config"]["default"]
+        found[record["cell"]] = is_test and record["settings"] == best, is_test and is_default
+    assert {(True, False), (False, True), (False, False)} <= set(found.values())
+    return found
+
+
+ROLES = roles()
 RUNS = {record["cell"]: expected_run(record) for record in RECORDS}
 POINTS = list(expected_points())
 TYPES = {
@@ -124,6 +143,7 @@ def test_every_value_of_the_parquet_runs_is_right_in_duckdb(out):
     assert [row["cell"] for row in rows] == list(RUNS)
     for row in rows:
         expected = RUNS[row["cell"]]
+        assert (row.pop("is_tuned"), row.pop("is_default")) == ROLES[row["cell"]]
         assert row.keys() == expected.keys()
         assert taken_apart(row) == expected
     declared = {row["column_name"]: row["column_type"] for row in query(f"DESCRIBE FROM '{out}/runs.parquet'")}
@@ -139,6 +159,7 @@ def test_every_value_of_the_parquet_runs_is_right_in_pandas(out):
         assert isinstance(frame["finished_at_utc"].iloc[0], pd.Timestamp)
         for row in frame.to_dict("records"):
             present = {name: None if pd.isna(value) else value for name, value in row.items()}
+            assert (present.pop("is_tuned"), present.pop("is_default")) == ROLES[row["cell"]]
             assert taken_apart(present) == RUNS[row["cell"]]
 
 
@@ -186,10 +207,12 @@ def test_every_value_of_the_csv_files_is_right(out):
         str: str,
     }
     settings = {"setting_lr": float, "setting_betas_0": float, "setting_betas_0_": float, "setting_nesterov": bool}
+    settings |= {"is_tuned": bool, "is_default": bool}
     for row in rows:
         present = {
             name: read[(kinds | settings).get(name, str)](value) if value else None for name, value in row.items()
         }
+        assert (present.pop("is_tuned"), present.pop("is_default")) == ROLES[row["cell"]]
         assert taken_apart(present) == {
             name: None if value == "" else value for name, value in RUNS[row["cell"]].items()
         }
@@ -238,7 +261,7 @@ def test_of_several_folders_each_cell_is_there_once(tmp_path, folder):
     rows = {row["cell"]: row for row in query(f"FROM '{tmp_path}/runs.parquet'")}
     assert rows.keys() == RUNS.keys()
     assert rows[later["cell"]]["score"] == 0.123
-    assert len(said) == 1 and "1 records differ" in said[0]
+    assert len(said) == 1 and "1 with another result" in said[0]
 
 
 def test_damage_is_said_on_standard_error(tmp_path, folder, capsys):

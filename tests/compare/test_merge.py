@@ -80,16 +80,14 @@ BETTER = [  # the better one, the other one
 @pytest.mark.parametrize("better, other", BETTER)
 def test_of_two_records_of_a_cell_the_better_one_wins_in_either_order(tmp_path, better, other):
     good, bad = folder(tmp_path / "good", [better, RECORDS[1]]), folder(tmp_path / "bad", [other])
+    told = [True] if better["outcome"] != other["outcome"] else []  # that the times differ need not be said
     for name, sources in {"one": [good, bad], "two": [bad, good]}.items():
         said = []
         assert merge(tmp_path / name, sources, said.append) == Merged(2, 0, 0)
         assert by_cell(held(tmp_path / name)) == by_cell([better, RECORDS[1]])
-        assert len(said) == 1 and "1 records differ" in said[0] and str(sources[1]) in said[0]
-    said = []
+        assert [f"{sources[1]}: 1 runs were there already, 1 with another result" in line for line in said] == told
     assert merge(good, [bad], said.append) == Merged(0, 1, 0)
-    assert "0 taken" in said[0]
     assert merge(bad, [good], said.append) == Merged(1, 0, 1)
-    assert "1 taken" in said[1]
     assert by_cell(held(bad)) == by_cell(held(good)) == by_cell([better, RECORDS[1]])
 
 

@@ -8,6 +8,7 @@ import pytest
 from compare.hand_made import DEFAULT, compared, lr_of, run, trial
 from compare.made_records import made_records
 
+from frankenstein.compare.report.words import footnotes
 from frankenstein.compare.results import arrays
 from frankenstein.compare.results.overall import overall
 from frankenstein.compare.results.summary import summarise
@@ -312,13 +313,32 @@ def test_a_clear_outcome():
         "After tuning, take A: mean rank 1.00 over 8 problems, best or level with the best on 8.",
         "With problems and seeds drawn again at random, A comes first in 100 %: a clear lead.",
         "Tests across problems (Wilcoxon, Holm) separate A from every other optimizer.",
-        "If you cannot tune, take B with its published default: mean rank 1.00 among the defaults; its score is 0.50, "
-        "against 0.99 of A tuned (0 is the worst, 1 the target).",
+        "If you cannot tune, take B with its published default: mean rank 1.00 among the defaults.",
         "A takes 3.0 times the step time of the cheapest optimizer and keeps 8 bytes of state for each parameter.",
         "With 1 trial instead of 2, A would still find the best validation scores (mean rank 1.00, 1.00 with all).",
         "This rests on 8 problems, 3 shared seeds and 2 trials for each optimizer: another choice of problems may give "
         "another answer.",
     ]
+
+
+def test_a_score_that_says_otherwise_is_told():
+    """A is ahead by little on two problems, B by much on the third."""
+    records = compared({"a": [[0.9] * 3, [0.9] * 3, [0.1] * 3], "b": [[0.85] * 3, [0.85] * 3, [0.95] * 3]})
+    lines = said(records)
+    assert lines[0].startswith("After tuning, take A")
+    (line,) = [line for line in lines if line.startswith("By score")]
+    assert "B leads (" in line
+    assert "A is number 2 (" in line
+
+
+def test_unequal_tuning_is_told():
+    trials = {"a": [[0.9, 1.0, 0.5]] * 2, "b": [[0.6]] * 2}
+    records = compared({"a": [[0.9] * 3] * 2, "b": [[0.8] * 3] * 2}, trials=trials)
+    lines = said(records)
+    assert any("at least 1 trial for each optimizer" in line for line in lines)
+    assert any(line.startswith("The tuning was not equal") for line in lines)
+    (note,) = [note for note in footnotes(summarise(records)[0]) if note.startswith("trials")]
+    assert note == "trials were not equal: A 3 (halton), B 1 (halton)"
 
 
 def test_an_unclear_outcome():
@@ -365,7 +385,7 @@ def test_the_tests_may_leave_some_in():
 def test_ties_for_the_best():
     tuned = {"a": [[0.5] * 3] * 2, "b": [[0.5] * 3] * 2}
     first, second, *_ = said(compared(tuned))
-    assert first == "After tuning, all 2 optimizers have the same mean rank: none can be recommended."
+    assert first == "After tuning, both optimizers have the same mean rank: none can be recommended."
     assert second.startswith("No published default")
     first, second, third, *_ = said(compared(tuned | {"c": [[0.1] * 3] * 2}))
     assert first == "After tuning, A and B share the best mean rank, 1.50 over 2 problems."

@@ -191,7 +191,7 @@ def test_several_folders_are_one(records, tmp_path):
     assert [summary.name for summary in together.summaries] == ["problem-0", "problem-1"]
     scores = [record["score"] for record in together.summaries[0].records if record["cell"] == again["cell"]]
     assert scores == [0.5]
-    assert len(lines) == 1 and "1 records differ" in lines[0]
+    assert len(lines) == 1 and "1 with another result" in lines[0]
     assert together.references == {"problem-0": [REFERENCE], "problem-1": [REFERENCE]}
     assert report.load(folders[0], pytest.fail).references == {"problem-0": [REFERENCE]}
 

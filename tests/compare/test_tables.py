@@ -222,8 +222,24 @@ def test_missing_seeds_divergence_and_failures_are_said():
         "A, tuned: only 2 seeds",
         "A, default: 1 failed",
         "B, tuned: 1 diverged",
+        "trials were not equal: A 1 (halton), B 2 (halton)",
         "B, tuning: 1 failed",
     ]
+
+
+def test_what_failed_whole_has_no_score():
+    """All runs failed: that is no result of 0 with an interval, and nothing is best."""
+    records = compared({"a": [[0.0, 0.0, 0.0]]})
+    for record in records:
+        record["outcome"] = "failed"
+    (summary,) = summarise(records)
+    assert (words.mean(summary.rows[0].tuned), words.interval(summary.rows[0].tuned)) == ("failed", "failed")
+    assert summary.best == []
+
+
+def test_small_and_large_scores_keep_their_digits():
+    assert words.estimate(Interval(3.08e-8, 3e-8, 3.2e-8)) == "3.08e-08 [3e-08, 3.2e-08]"
+    assert words.estimate(Interval(1.5e6, 1.5e6, 1.5e6)) == "1.5e+06 [1.5e+06, 1.5e+06]"
 
 
 def test_nothing_was_run():

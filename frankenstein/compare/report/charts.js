@@ -67,7 +67,7 @@ const charts = (() => {
       mark: {aria: false},
       axis: {
         ...title, aria: false, labelFontSize: 12, labelColor: soft, gridColor: grid, tickColor: tick, domain: false,
-        tickSize: 4, labelPadding: 4, labelLimit: width < 480 ? 110 : 190, titlePadding: 8, tickCount: 5,
+        tickSize: 4, labelPadding: 4, labelLimit: width < 380 ? 110 : 190, titlePadding: 8, tickCount: 5,
       },
       legend: {...title, aria: false, labelFontSize: 12, labelColor: soft},
       header: {labelFontSize: 12, labelColor: ink},

@@ -14,7 +14,7 @@ from frankenstein.compare.statistics.seeds import MIN_SEEDS, Interval
 
 NOTES = (
     "Mean over fresh seeds on the test split, with its 95 % bootstrap interval over seeds. Tuned: the settings with "
-    "the best mean validation score of as many trials as every optimizer had; * marks one at the edge of its search. "
+    "the best mean validation score of its trials; * marks one at the edge of its search. "
     "Default: as published, untuned. To target: median over seeds; > where half of them missed it in the steps they "
     "had; (3/5) where 3 of 5 reached it. Bold: level with the best (the 95 % interval of the paired difference holds "
     "0)."
@@ -29,17 +29,24 @@ def heading(summary: ProblemSummary) -> str:
 
 def mean(setting: Setting | None) -> str:
     """Return the mean score to three digits."""
-    return f"{setting.score.value:.3g}" if setting else "-"
+    if setting is None:
+        return "-"
+    return "failed" if setting.has_failed else f"{setting.score.value:.3g}"
 
 
 def interval(setting: Setting | None) -> str:
     """Return the mean score and its interval, with as many digits as tell the ends apart."""
-    return estimate(setting.score) if setting else "not run yet"
+    if setting is None:
+        return "not run yet"
+    return "failed" if setting.has_failed else estimate(setting.score)
 
 
 def estimate(value: Interval) -> str:
     """Return a value and its interval, with as many digits as tell the ends apart."""
     width = value.high - value.low
+    size = max(abs(value.low), abs(value.high))
+    if size and (size < 1e-3 or size >= 1e5):
+        return f"{value.value:.3g} [{value.low:.3g}, {value.high:.3g}]"
     digits = min(max(0, 1 - math.floor(math.log10(width))), 4) if width > 0 else 3
     return f"{value.value:.{digits}f} [{value.low:.{digits}f}, {value.high:.{digits}f}]"
 
@@ -101,6 +108,10 @@ def footnotes(summary: ProblemSummary) -> list[str]:
             for outcome in ("diverged", "failed"):
                 if setting.count(outcome):
                     notes.append(f"{row.title}, {name}: {setting.count(outcome)} {outcome}")
+    budgets = {row.title: row.budget for row in summary.rows if row.trials}
+    if len(set(budgets.values())) > 1:
+        told = ", ".join(f"{title} {n} ({tuner})" for title, (n, tuner) in budgets.items())
+        notes.append(f"trials were not equal: {told}")
     for row in summary.rows:
         n_failed = sum(record["outcome"] == "failed" for record in row.trials)
         if n_failed:

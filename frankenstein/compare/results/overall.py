@@ -27,6 +27,8 @@ from frankenstein.compare.statistics.significance import CriticalDifference, cri
 
 N_RESAMPLES = 4000  # for the intervals of scores: their ends are then known to a fiftieth of their width
 
+MANY = 1000
+
 
 @dataclass(frozen=True)
 class Standing:
@@ -51,7 +53,8 @@ class Standing:
         profile_score: Area under the performance profile of the median steps to the target (`across.profile_scores`).
         time_profile_score: The same, of the median seconds.
         step_cost: Its own seconds per step over those of the cheapest optimizer; median over problems, NaN if unknown.
-        bytes_per_param: Bytes of its state per parameter; median over problems, NaN if unknown.
+        bytes_per_param: Bytes of its state per parameter; median over problems, of those with `MANY` parameters where
+            there are any (on smaller ones, counters of steps would decide), NaN if unknown.
         half_budget_rank: Mean rank by the validation score that half the trials find (`arrays.best_by_budget`).
         full_budget_rank: The same with all of them.
         lr_width: Decades of learning rate that do nearly as well as the best trial (`arrays.lr_width`); median over
@@ -88,6 +91,7 @@ class Overall:
         n_problems: Number of problems.
         n_seeds: Seeds that all optimizers share, on the problem with the fewest.
         n_trials: Trials, of the optimizer and on the problem with the fewest.
+        is_budget_equal: Whether on each problem all had as many trials, chosen in the same way.
         wins: Problems on which row i leads column j (`significance.win_tie_loss`), shape (n_optimizers, n_optimizers).
         ties: Problems on which their seeds cannot tell them apart, same shape.
         losses: `wins` transposed.
@@ -104,6 +108,7 @@ class Overall:
     n_problems: int
     n_seeds: int
     n_trials: int
+    is_budget_equal: bool
     wins: np.ndarray
     ties: np.ndarray
     losses: np.ndarray
@@ -139,6 +144,7 @@ def overall(summaries: list[ProblemSummary]) -> Overall | None:
         n_problems=len(summaries),
         n_seeds=int(arrays.n_shared(scores).min()),
         n_trials=budget_ranks.shape[1],
+        is_budget_equal=all(len({row.budget for row in on_one}) == 1 for on_one in zip(*rows, strict=True)),
         wins=versus.wins,
         ties=versus.ties,
         losses=versus.losses,
@@ -235,7 +241,10 @@ def _untuned(summaries: list[ProblemSummary], rows: arrays.Rows) -> dict[str, li
 
 def _costs(tuned: arrays.Settings) -> dict[str, list[Any]]:
     seconds = arrays.relative_to_least(arrays.each(tuned, lambda s: s.cost("optimizer_seconds_per_step")))
-    state = arrays.each(tuned, lambda s: s.cost("state_bytes") / (s.cost("n_params") or float("nan")))
+    n_params = arrays.each(tuned, lambda s: s.cost("n_params") or float("nan"))
+    state = arrays.each(tuned, lambda s: s.cost("state_bytes")) / n_params
+    has_many = np.nan_to_num(n_params) >= MANY
+    state = np.where(has_many | ~has_many.any(), state, np.nan)
     return {
         "step_cost": [arrays.median_known(values) for values in seconds],
         "bytes_per_param": [arrays.median_known(values) for values in state],

@@ -51,6 +51,11 @@ class Setting:
         """Return how many seeds ended so."""
         return sum(record["outcome"] == outcome for record in self.records)
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether every run failed: there is no score then."""
+        return self.count("failed") == len(self.records)
+
     def is_level_with(self, other: Setting) -> bool:
         """Say whether the seeds that both have run cannot tell them apart."""
         ours, theirs = ({r["seed"]: r["score"] for r in setting.records} for setting in (self, other))
@@ -91,6 +96,11 @@ class Row:
         return list(found.values())
 
     @property
+    def budget(self) -> tuple[int, str]:
+        """How many trials it had, and who chose them."""
+        return len({record["trial"] for record in self.trials}), self.trials[0]["tuner"] if self.trials else ""
+
+    @property
     def n_failed(self) -> int:
         """Number of runs, tuning included, that failed with an error."""
         return sum(record["outcome"] == "failed" for record in self.records)
@@ -108,7 +118,7 @@ class ProblemSummary:
     @cached_property
     def best(self) -> list[str]:
         """The optimizer with the best tuned mean, and those that the seeds cannot tell from it."""
-        tuned = [(row.optimizer, row.tuned) for row in self.rows if row.tuned]
+        tuned = [(row.optimizer, row.tuned) for row in self.rows if row.tuned and not row.tuned.has_failed]
         return [name for name, setting in tuned if setting is tuned[0][1] or setting.is_level_with(tuned[0][1])]
 
     @property

@@ -28,7 +28,9 @@ def verdict(found: Overall | None, summaries: list[ProblemSummary]) -> list[str]
         sentences = [f"Only {found.standings[0].title} has a tuned score on every problem: there is nothing to rank."]
     else:
         rivals = _rivals(found)
-        sentences = [*_tuned(found, rivals), _untuned(found), *_cost(found, rivals), _half_budget(found)]
+        sentences = [*_tuned(found, rivals), *_by_score(found), _untuned(found)]
+        if not _is_shared(found):
+            sentences += [*_cost(found, rivals), _half_budget(found)]
     return [*sentences, *_basis(found), *_gaps(found, summaries)]
 
 
@@ -37,12 +39,32 @@ def _rivals(found: Overall) -> list[Standing]:
     return [standing for standing in found.standings[1:] if standing.probability_best >= RIVAL]
 
 
+def _is_shared(found: Overall) -> bool:
+    """Say whether several share the best mean rank: then none of them is the leader."""
+    return found.standings[1].mean_rank == found.standings[0].mean_rank
+
+
+def _by_score(found: Overall) -> list[str]:
+    """Say so where the mean score has another leader than the mean rank: ranks do not see by how much one wins."""
+    leader = found.standings[0]
+    ahead = sorted(found.standings, key=lambda standing: -standing.score.value)
+    place = ahead.index(leader) + 1
+    if place == 1 or _is_shared(found):
+        return []
+    return [
+        f"By score, which counts how far beyond or below its target a run ends, {ahead[0].title} leads "
+        f"({ahead[0].score.value:.2f}) and {leader.title} is number {place} ({leader.score.value:.2f}; 0 is a "
+        f"problem's worst, 1 its target): rank rewards being ahead often, score being ahead by much."
+    ]
+
+
 def _tuned(found: Overall, rivals: list[Standing]) -> list[str]:
     leader = found.standings[0]
     level = [standing for standing in found.standings if standing.mean_rank == leader.mean_rank]
     n_problems = _count(found.n_problems, "problem")
     if len(level) == len(found.standings):
-        return [f"After tuning, all {len(level)} optimizers have the same mean rank: none can be recommended."]
+        who = "both" if len(level) == 2 else f"all {len(level)}"
+        return [f"After tuning, {who} optimizers have the same mean rank: none can be recommended."]
     if len(level) > 1:
         first = f"After tuning, {_listed(level)} share the best mean rank, {leader.mean_rank:.2f} over {n_problems}."
     else:
@@ -82,17 +104,17 @@ def _untuned(found: Overall) -> str:
     if not ranked:
         return "No published default has been run on every problem, so there is no advice for who cannot tune."
     best = min(ranked, key=lambda standing: (standing.default_rank, standing.mean_rank, standing.title))
-    scores = ""
-    if best.default_score:
-        leader = found.standings[0]
-        scores = (
-            f"; its score is {best.default_score.value:.2f}, against {leader.score.value:.2f} of {leader.title} tuned "
-            f"(0 is the worst, 1 the target)"
-        )
-    return (
+    sentence = (
         f"If you cannot tune, take {best.title} with its published default: mean rank {best.default_rank:.2f} "
-        f"among the defaults{scores}."
+        f"among the defaults"
     )
+    scored = [standing for standing in ranked if standing.default_score]
+    top = max(
+        scored, key=lambda standing: standing.default_score.value if standing.default_score else 0.0, default=best
+    )
+    if top is not best and top.default_score and best.default_score:
+        sentence += f" (by score, {top.title}: {top.default_score.value:.2f}, against {best.default_score.value:.2f})"
+    return f"{sentence}."
 
 
 def _cost(found: Overall, rivals: list[Standing]) -> list[str]:
@@ -140,7 +162,7 @@ def _basis(found: Overall) -> list[str]:
     n, n_optimizers = found.n_problems, len(found.standings)
     basis = (
         f"This rests on {_count(n, 'problem')}, {_count(found.n_seeds, 'shared seed')} and "
-        f"{_count(found.n_trials, 'trial')} for each optimizer"
+        f"{'at least ' * (not found.is_budget_equal)}{_count(found.n_trials, 'trial')} for each optimizer"
     )
     if n == 1:
         return [f"{basis}: one problem says nothing about others."]
@@ -158,6 +180,10 @@ def _basis(found: Overall) -> list[str]:
 
 def _gaps(found: Overall, summaries: list[ProblemSummary]) -> list[str]:
     sentences = []
+    if not found.is_budget_equal:
+        sentences.append(
+            "The tuning was not equal (see the notes of each problem): whoever had more trials is favoured."
+        )
     if found.left_out:
         sentences.append(f"Left out, without a tuned score on every problem: {_cut(found.left_out)}.")
     n_failed = sum(row.n_failed for summary in summaries for row in summary.rows)

@@ -1,1 +1,1 @@
-"""What a run folder holds: records, their provenance, and ways to merge and export them."""
+"""What a run folder holds: records, their provenance, and how folders are merged."""

@@ -89,17 +89,23 @@ def joined_records(folders: Iterable[Path], report: Report) -> list[Record]:
 
 def _add(together: dict[str, Record], records: Iterable[Record], source: Path, report: Report) -> None:
     """Add the records to those of `together`, and report how many cells had another record there."""
-    n_taken = n_left = 0
+    n_taken = n_left = n_apart = 0
     for record in records:
         held = together.get(record["cell"], record)
         if held != record:
             is_better = _goodness(record) > _goodness(held)
             n_taken, n_left = n_taken + is_better, n_left + (not is_better)
+            n_apart += _measured(held) != _measured(record)
             held = record if is_better else held
         together[record["cell"]] = held
-    if n_taken or n_left:
+    if n_apart:
         rule = "one that did not fail before one that did, then the later one"
-        report(f"{source}: {n_taken + n_left} records differ from others of their cells; {n_taken} taken ({rule})")
+        report(f"{source}: {n_taken + n_left} runs were there already, {n_apart} with another result; kept: {rule}")
+
+
+def _measured(record: Record) -> tuple[Any, ...]:
+    """Return what two runs of a cell should have in common; their times differ always."""
+    return record["outcome"], record["score"], record["curve"]["score"]
 
 
 def _goodness(record: Record) -> tuple[bool, datetime, str]:

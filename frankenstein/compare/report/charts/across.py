@@ -34,7 +34,7 @@ def aggregate(found: Overall, styles: list[Look]) -> Chart:
             if score:
                 ends = {name: rounded(value, 4) for name, value in score._asdict().items()}
                 rows.append({"optimizer": names[standing.optimizer], "setting": setting, **ends})
-    order = sorted(found.standings, key=lambda standing: -standing.score.value)
+    order = found.standings  # by rank, as everywhere; where the score says otherwise, the eye sees it
     tooltip = [field("optimizer", "optimizer", None), field("setting", "settings", None)]
     tooltip += [field("value", "score", ".3f"), field("low", "from", ".3f"), field("high", "to", ".3f")]
     x = {
@@ -182,7 +182,7 @@ def wins(found: Overall, styles: list[Look]) -> Chart:
                 "type": "nominal",
                 "sort": order,
                 "title": None,
-                "axis": {"orient": "top", "labelAngle": -45, "ticks": False, "labelLimit": 120},
+                "axis": {"orient": "top", "labelAngle": -45, "ticks": False, "labelLimit": 190},
             },
             "y": by_optimizer(order),
             "tooltip": tooltip,

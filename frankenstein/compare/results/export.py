@@ -19,6 +19,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from frankenstein.compare.results.summary import summarise
 from frankenstein.compare.store.merge import joined_records
 from frankenstein.compare.store.records import Record, RecordError, Report
 
@@ -113,8 +114,16 @@ def _warn(line: str) -> None:
 
 
 def runs(records: Sequence[Record]) -> Table:
-    """Return one row for each record."""
+    """Return one row for each record.
+
+    `is_tuned` marks the test runs with the settings that tuning chose, `is_default` those at the published default; a
+    run may be both, one of an older configuration or an older choice is neither.
+    """
     table = [_column(name, kind, [_at(record, *path) for record in records]) for name, path, kind in COLUMNS]
+    rows = [row for summary in summarise(records) for row in summary.rows]
+    for name in ("tuned", "default"):
+        cells = {record["cell"] for row in rows if (setting := getattr(row, name)) for record in setting.records}
+        table.append(_column(f"is_{name}", bool, [record["cell"] in cells for record in records]))
     for prefix, path in OPEN:
         groups = [_at(record, *path) or {} for record in records]
         for name in sorted({name for group in groups for name in group}):
