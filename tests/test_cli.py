@@ -256,6 +256,15 @@ def test_report_of_several_folders_with_figures(finished, tmp_path, capsys):
     out = capsys.readouterr().out
     assert f"report: {tmp_path / 'both' / 'report.html'}" in out
     assert re.search(r"figures and tables: \d+ files in ", out)
+    few = ["--problems", "beale", "--optimizers", "sgd,adam"]
+    assert main(["report", *folders, "--out", str(tmp_path / "few"), *few]) == 0
+    assert "stairs" not in capsys.readouterr().out
+    for wrong, message in (
+        (["--problems", "rosenbrock"], "no runs of problem 'rosenbrock'; there are beale, stairs"),
+        (["--optimizers", "lion"], "no runs of optimizer 'lion'; there are adam, sgd"),
+    ):
+        assert main(["report", *folders, *wrong]) == 2
+        assert capsys.readouterr().err == f"frankenstein: error: {message}\n"
     page = (tmp_path / "both" / "report.html").read_text()
     assert "beale" in page
     assert "stairs" in page

@@ -17,10 +17,12 @@ def add_parsers(commands: argparse._SubParsersAction[Any]) -> None:
     shown = commands.add_parser("report", help="show the results of run folders and write a report in one HTML file")
     shown.add_argument("folders", type=folder, nargs="+", metavar="DIR", help="run folders; several are shown as one")
     shown.add_argument("--out", type=folder, metavar="DIR", help="where to write (default: the first run folder)")
+    shown.add_argument("--problems", nargs="+", default=[], metavar="NAME", help="these problems only")
+    shown.add_argument("--optimizers", nargs="+", default=[], metavar="NAME", help="these optimizers only")
     shown.add_argument(
         "--figures", action="store_true", help="also every figure as PNG, SVG and PDF, every table as CSV and LaTeX"
     )
-    shown.set_defaults(run=lambda options: report(options.folders, options.out, options.figures))
+    shown.set_defaults(run=_report)
 
     merged = commands.add_parser("merge", help="add the records of other run folders to one")
     merged.add_argument("target", type=folder, metavar="DIR", help="run folder to add to; made if absent")
@@ -34,7 +36,20 @@ def add_parsers(commands: argparse._SubParsersAction[Any]) -> None:
     exported.set_defaults(run=_export)
 
 
-def report(folders: list[Path], out: Path | None = None, with_figures: bool = False) -> int:
+def _report(options: argparse.Namespace) -> int:
+    names = [
+        tuple(name for part in asked for name in part.split(",")) for asked in (options.problems, options.optimizers)
+    ]
+    return report(options.folders, options.out, options.figures, *names)
+
+
+def report(
+    folders: list[Path],
+    out: Path | None = None,
+    with_figures: bool = False,
+    problems: tuple[str, ...] = (),
+    optimizers: tuple[str, ...] = (),
+) -> int:
     """Print the tables of run folders and write their report."""
     need(("rich", "jinja2", "vl_convert", "scipy"), "report")
     from frankenstein.compare import report
@@ -43,7 +58,7 @@ def report(folders: list[Path], out: Path | None = None, with_figures: bool = Fa
 
     out = out or folders[0]
     try:
-        loaded = report.load(folders, say)
+        loaded = report.only(report.load(folders, say), problems, optimizers)
         page = report.write_html(out, loaded)
         files = report.write_files(out, loaded) if with_figures else []
     except RecordError as error:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
@@ -78,6 +78,26 @@ def _is_drawable(curve: dict[str, Any]) -> bool:
     ):
         return False
     return all(type(value) in (int, float) for value in [*step, *score])
+
+
+def only(loaded: Loaded, problems: Collection[str], optimizers: Collection[str]) -> Loaded:
+    """Return what is left of it with these problems and optimizers; an empty collection keeps all.
+
+    Raises:
+        RecordError: A name has no runs, or nothing is left.
+    """
+    known = {s.name for s in loaded.summaries}, {row.optimizer for s in loaded.summaries for row in s.rows}
+    for what, names, there in zip(("problem", "optimizer"), (problems, optimizers), known, strict=True):
+        for name in names:
+            if name not in there:
+                raise RecordError(f"no runs of {what} {name!r}; there are {', '.join(sorted(there))}")
+    kept = [s for s in loaded.summaries if not problems or s.name in problems]
+    if optimizers:
+        kept = [replace(s, rows=[row for row in s.rows if row.optimizer in optimizers]) for s in kept]
+    kept = [s for s in kept if s.rows]
+    if not kept:
+        raise RecordError("nothing is left: these optimizers have no runs of these problems")
+    return Loaded(kept, loaded.references)
 
 
 def write_html(folder: Path, loaded: Loaded) -> Path:
