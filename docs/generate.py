@@ -72,8 +72,8 @@ def ours(folder: str) -> str:
     own, whole = (cost_ratio(networks, name) for name in ("optimizer_seconds_per_step", "seconds_per_step"))
     lines += [
         f"- **Untuned**, each optimizer at its published default, Frankenstein has the best mean on "
-        f"{len(untuned)} of {len(summaries)}: {listed(untuned)}. That flatters it: its step is larger than Adam's at "
-        f"the same rate.",
+        f"{len(untuned)} of {len(summaries)}: {listed(untuned)}. Its step is larger than Adam's at the same "
+        f"rate, so defaults are no equal terms.",
         f"- **Cost**: on these small networks its own step takes {own:.1f} times Adam's wall time, a step with "
         f"forward and backward pass {whole:.1f} times; {large_step_cost()}.",
     ]

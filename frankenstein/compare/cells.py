@@ -8,7 +8,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -177,7 +177,8 @@ class Job:
 
 def failure(cell: Cell, reason: str, curve: dict[str, list[Any]] | None = None) -> Record:
     """Return the outcome of a run that could not be taken to its end."""
-    columns = curve if curve and {"step", "score", "seconds"} <= curve.keys() else {}
+    needed = [curve.get(name) for name in ("step", "score", "seconds")] if curve else [None]
+    columns = curve if all(needed) and not any(None in values for values in needed if values) else None
     return {
         "outcome": "failed",
         "reason": " ".join(reason.split()),
@@ -195,26 +196,33 @@ def _check(measured: Any, budget: Budget) -> None:
     curve = measured.curve
     if missing := {"step", "score", "seconds"} - curve.keys():
         raise ValueError(f"the curve that run returned lacks {', '.join(sorted(missing))}")
-    if len(lengths := {name: len(values) for name, values in curve.items()}) and len(set(lengths.values())) > 1:
+    lengths = {name: len(values) for name, values in curve.items()}
+    if len(set(lengths.values())) > 1:
         raise ValueError(f"the curve that run returned has columns of unequal length: {lengths}")
     expected = sorted(budget.eval_steps)
     if not measured.diverged and curve["step"] != expected:
         raise ValueError(f"run scored after steps {curve['step']!r:.60}; it must after all of {expected!r:.60}")
     if None in (*curve["score"], *curve["seconds"]):
         raise ValueError("the curve that run returned has None among its scores or seconds")
-    if not measured.diverged and not math.isfinite(curve["score"][-1] or 0.0):
-        measured.diverged = "the last score was not finite"
+    if not _all_finite(curve["seconds"]):
+        raise ValueError("the curve that run returned has seconds that are not finite")
+
+
+def _all_finite(values: Iterable[float | None]) -> bool:
+    return all(value is not None and math.isfinite(value) for value in values)
 
 
 def _outcome(problem: Problem, measured: Measurements) -> Record:
     curve = _rounded(problem, measured.curve)
     points = zip(curve["step"], curve["score"], curve["seconds"], strict=True)
+    is_whole = _all_finite(measured.curve["score"][-1:])
+    diverged = measured.diverged or ("" if is_whole else "the last score was not finite")
     reached = next(((step, seconds) for step, score, seconds in points if problem.reaches_target(score)), (None, None))
     costs = {name: getattr(measured, name) for name in ("seconds_per_step", "optimizer_seconds_per_step")}
     return {
-        "outcome": "diverged" if measured.diverged else "finished",
-        "reason": measured.diverged,
-        "score": problem.worst if measured.diverged else curve["score"][-1],
+        "outcome": "diverged" if diverged else "finished",
+        "reason": diverged,
+        "score": problem.worst if diverged else curve["score"][-1],
         "curve": curve,
         "steps_to_target": reached[0],
         "seconds_to_target": reached[1],
@@ -233,8 +241,8 @@ def _rounded(problem: Problem, curve: dict[str, list[Any]]) -> dict[str, list[An
     if "seconds" in curve:
         columns["seconds"] = [short(value, 4) for value in curve["seconds"]]
     if "score" in curve:
-        columns["score"] = [short(problem.bounded(value)) for value in curve["score"]]
-    return {"step": curve.get("step", []), **columns}
+        columns["score"] = [None if value is None else short(problem.bounded(value)) for value in curve["score"]]
+    return {"step": [int(step) for step in curve.get("step", [])], **columns}
 
 
 def _why(error: BaseException) -> str:

@@ -29,9 +29,11 @@ class Estimate:
 
     def add(self, record: Record) -> None:
         """Learn from a finished cell."""
+        if not record["wall_seconds"]:  # its worker died: nobody knows what it took
+            return
         pair = record["problem"], record["optimizer"]
         seconds = self.seconds.setdefault(pair, [])
-        seconds.append(max(record["wall_seconds"], 1e-6))
+        seconds.append(record["wall_seconds"])
         self.problems = {}
         if len(seconds) >= ENOUGH:
             limit = OUTLIER * median(seconds)

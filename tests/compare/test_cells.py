@@ -12,6 +12,7 @@ from frankenstein.compare.catalog import catalog
 from frankenstein.compare.cells import Cell, Job
 from frankenstein.compare.optimizers import Factory, OptimizerSpec
 from frankenstein.compare.problems.problem import Budget, Measurements, Problem
+from frankenstein.compare.store.records import appending, read
 
 PROBLEMS, OPTIMIZERS = catalog().problems, catalog().optimizers
 
@@ -124,6 +125,22 @@ def test_half_a_run_is_no_result(monkeypatch, result, reason):
     record = run_cell("custom", "sgd", 0.1, 0)
     assert record["outcome"] == "failed"
     assert reason in record["reason"]
+
+
+def test_a_failure_with_gaps_in_its_curve_can_be_read_again(monkeypatch, tmp_path):
+    """A damaged line in the middle would make the whole folder unreadable."""
+
+    def run(make_optimizer, seed, budget):
+        budget.watch(0, {"loss": 1.0})
+        budget.watch(5, {"score": 0.5, "seconds": 0.1})
+        raise RuntimeError("no reason")
+
+    custom(monkeypatch, run)
+    with appending(tmp_path, pytest.fail) as (_, append):
+        append(run_cell("custom", "sgd", 0.1, 0))
+        append(run_cell("custom", "sgd", 0.1, 1))
+    first, _ = read(tmp_path, pytest.fail)
+    assert (first["reason"], first["curve"]["step"]) == ("RuntimeError: no reason", [])
 
 
 def test_a_last_score_that_is_not_finite_is_divergence(monkeypatch):
