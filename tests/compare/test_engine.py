@@ -200,6 +200,37 @@ def test_command_repeats_the_comparison(tmp_path):
     assert _comparison(options) == asked
 
 
+@pytest.mark.parametrize(
+    "where",
+    [
+        [
+            "--out",
+            "with space",
+            "--workers",
+            "3",
+            "--threads",
+            "2",
+            "--timeout",
+            "50",
+            "--retries",
+            "1",
+            "--tensorboard",
+        ],
+        ["--executor", "ray", "--ray-address", "auto", "--gpus", "0.5", "--mlflow", "http://127.0.0.1:1"],
+        ["--executor", "slurm", "--slurm", "partition=gpu", "time=60"],
+    ],
+)
+def test_the_command_that_goes_on_runs_as_the_first_one_did(where):
+    import shlex
+
+    from frankenstein.cli import _parser
+    from frankenstein.cli.compare import _execution_words
+
+    asked = _parser().parse_args(["compare", *where])
+    again = _parser().parse_args(["compare", *shlex.split(_execution_words(asked))])
+    assert vars(again) == vars(asked)
+
+
 def timed(problem, optimizer, seconds):
     return {"problem": problem, "optimizer": optimizer, "wall_seconds": seconds}
 
