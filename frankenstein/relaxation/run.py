@@ -117,6 +117,7 @@ def minimize(
         raise ValueError(f"Invalid x0: its shape {shape} has no entries")
     rows = (-1, shape[-1]) if len(shape) > 1 else (-1, 1)
     rule = rule or RelaxationRule()
+    _check_positive(gtol=gtol)
     if maxstep is None:
         limit, maxstep = max(1.0, float(abs(x0).max())) * 0.1 / rule.first_step, math.inf
     else:
@@ -213,9 +214,7 @@ class _Run:
         xp = namespace(positions)
         if positions.ndim != 2 or 0 in positions.shape:
             raise ValueError(f"Invalid positions: their shape is {tuple(positions.shape)}; wanted is (n_atoms, n_dims)")
-        for name, value in (("fmax", fmax), ("maxstep", maxstep)):
-            if not (is_number(value) and value > 0.0):
-                raise ValueError(f"Invalid {name}: {value!r}; allowed are numbers above 0")
+        _check_positive(fmax=fmax, maxstep=maxstep)
         if system_idx is None:
             system_idx = xp.zeros_like(positions[:, 0], dtype=xp.int64)
         if tuple(system_idx.shape) != (len(positions),):
@@ -317,6 +316,12 @@ class _Run:
         self.state = State(
             **{name: field[kept if name in PER_ATOM else systems] for name, field in self.state._asdict().items()}
         )
+
+
+def _check_positive(**numbers: float) -> None:
+    for name, value in numbers.items():
+        if not (is_number(value) and value > 0.0):
+            raise ValueError(f"Invalid {name}: {value!r}; allowed are numbers above 0")
 
 
 def _is_float(array: Array) -> bool:

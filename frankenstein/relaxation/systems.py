@@ -102,7 +102,7 @@ class Systems:
         idx = np.repeat(np.arange(keep.sum()), self.counts[keep])
         if self.xp is not np:
             atoms, idx = (self.xp.as_tensor(array, device=self.idx.device) for array in (atoms, idx))
-        return Systems(idx, reduce=self._reduce), atoms
+        return Systems(idx, reduce=self._reduce, n_systems=int(keep.sum())), atoms
 
 
 def row_norms(vectors: Array) -> Array:
