@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import frankenstein
-from frankenstein.cli import compare, doctor, folders
+from frankenstein.cli import compare, doctor, folders, reproduce
 from frankenstein.cli.inputs import UsageError
 
 
@@ -56,5 +56,6 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     compare.add_parser(commands)
     folders.add_parsers(commands)
+    reproduce.add_parser(commands)
     doctor.add_parser(commands)
     return parser

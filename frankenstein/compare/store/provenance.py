@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 
+# whose versions a measurement may depend on; null if not installed
+PACKAGES = ("numpy", "scipy", "torch", "scikit-learn", "pytorch-optimizer", "ase", "chgnet", "sevenn", "rdkit")
+
+
 @cache
 def provenance() -> dict[str, Any]:
     """Return versions, commit, system and device of this process."""
@@ -25,7 +29,7 @@ def provenance() -> dict[str, Any]:
         "versions": {
             "python": platform.python_version(),
             "frankenstein": installed("frankenstein-optimizer"),
-            **{name: installed(name) for name in ("numpy", "torch", "scikit-learn", "pytorch-optimizer")},
+            **{name: installed(name) for name in PACKAGES},
         },
         "git": _git_hash(),
         "system": f"{platform.system()} {platform.machine()}",

@@ -62,6 +62,20 @@ class RecordError(Exception):
     """A run folder cannot be used; the message is one line for the user."""
 
 
+class Format(NamedTuple):
+    """What the records of a folder look like.
+
+    Attributes:
+        schema: Number of the format, in each record's `schema`.
+        shape: What every record holds; see `SHAPE`. `cell` is a text that names what was measured, once.
+        check: Says in a few words what else is wrong with a record; an empty text if nothing is.
+    """
+
+    schema: int
+    shape: dict[str, Any]
+    check: Callable[[Record], str]
+
+
 class _Content(NamedTuple):
     """What a record file holds: its records, and how many bytes of it are whole lines of records."""
 
@@ -70,19 +84,28 @@ class _Content(NamedTuple):
     damage: str  # what is wrong with the last line, if anything
 
 
-def read(folder: Path, report: Report) -> list[Record]:
+def _check_curve(record: Record) -> str:
+    return "" if _is_curve(record["curve"]) else "has a curve that is not lists of numbers, of equal length"
+
+
+COMPARISON = Format(SCHEMA, SHAPE, _check_curve)
+"""The records of `frankenstein compare`."""
+
+
+def read(folder: Path, report: Report, form: Format = COMPARISON) -> list[Record]:
     """Return the folder's records in the order they were written; a later record of a cell replaces an earlier one.
 
     Args:
         folder: Run folder. A finished `records.jsonl` may be kept gzipped.
         report: Called with one line if the last line is damaged and skipped.
+        form: What the records look like.
 
     Raises:
         RecordError: The folder or a file in it cannot be read, or a line other than the last is damaged.
     """
     records: dict[str, Record] = {}
     for path in (folder / f"{FILE}.gz", folder / FILE):
-        content = _parse(path, _bytes_of(path))
+        content = _parse(path, _bytes_of(path), form)
         if content.damage:
             report(f"{content.damage}; skipped")
         records |= {record["cell"]: record for record in content.records}
@@ -90,7 +113,9 @@ def read(folder: Path, report: Report) -> list[Record]:
 
 
 @contextmanager
-def appending(folder: Path, report: Report) -> Iterator[tuple[list[Record], Callable[[Record], None]]]:
+def appending(
+    folder: Path, report: Report, form: Format = COMPARISON
+) -> Iterator[tuple[list[Record], Callable[[Record], None]]]:
     """Open the folder for this process alone; yield its records and a function that appends one record, whole.
 
     Raises:
@@ -105,9 +130,9 @@ def appending(folder: Path, report: Report) -> Iterator[tuple[list[Record], Call
         raise RecordError(f"cannot use {folder}: {error.strerror}; choose a writable folder with --out") from None
     try:
         _lock(handle, folder)
-        records = read(folder, report)
+        records = read(folder, report, form)
         try:
-            _mend_tail(path)
+            _mend_tail(path, form)
             with open(path, "ab", buffering=0):
                 pass  # says now, not after the first cell, that the folder cannot be written
         except OSError as error:
@@ -151,7 +176,7 @@ def _bytes_of(path: Path) -> bytes:
         raise RecordError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from None
 
 
-def _parse(path: Path, content: bytes) -> _Content:
+def _parse(path: Path, content: bytes, form: Format) -> _Content:
     """Return the records of a file.
 
     Raises:
@@ -163,7 +188,7 @@ def _parse(path: Path, content: bytes) -> _Content:
     n_good_bytes = 0
     for i, line in enumerate(lines[: last + 1]):
         if line.strip():
-            record, problem = _decode(line)
+            record, problem = _decode(line, form)
             if problem:
                 where = f"{path}: line {i + 1}"
                 if i < last:
@@ -176,7 +201,7 @@ def _parse(path: Path, content: bytes) -> _Content:
     return _Content(records, min(n_good_bytes, len(content)), "")
 
 
-def _decode(line: bytes) -> tuple[Record, str]:
+def _decode(line: bytes, form: Format) -> tuple[Record, str]:
     """Return the record and an empty text, or anything and what is wrong."""
     try:
         record = json.loads(line)
@@ -184,12 +209,9 @@ def _decode(line: bytes) -> tuple[Record, str]:
         return {}, "is not JSON"
     if not isinstance(record, dict):
         return {}, "is not a record"
-    if record.get("schema") != SCHEMA:
-        return {}, f"has schema {record.get('schema')!r}, this version reads schema {SCHEMA}"
-    problem = _mismatch(record, SHAPE, "")
-    if not problem and not _is_curve(record["curve"]):
-        problem = "has a curve that is not lists of numbers, of equal length"
-    return record, problem
+    if record.get("schema") != form.schema:
+        return {}, f"has schema {record.get('schema')!r}, this version reads schema {form.schema}"
+    return record, _mismatch(record, form.shape, "") or form.check(record)
 
 
 def _is_curve(curve: dict[str, Any]) -> bool:
@@ -225,10 +247,10 @@ def _is_a(value: Any, kind: Any) -> bool:
     return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
-def _mend_tail(path: Path) -> None:
+def _mend_tail(path: Path, form: Format) -> None:
     """Cut a damaged last line off, and end a whole one: an append would otherwise be glued to it."""
     content = _bytes_of(path)
-    n_good_bytes = _parse(path, content).n_good_bytes
+    n_good_bytes = _parse(path, content, form).n_good_bytes
     if n_good_bytes < len(content):
         os.truncate(path, n_good_bytes)
     elif content and not content.endswith(b"\n"):

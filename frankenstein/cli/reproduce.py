@@ -1,0 +1,138 @@
+"""`frankenstein reproduce`: run one of the paper's experiments."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from frankenstein.cli.inputs import UsageError, choose, folder, need, positive, say
+from frankenstein.compare.interrupts import interrupts_blocked
+from frankenstein.experiments import EXPERIMENTS, is_installed
+
+if TYPE_CHECKING:
+    from frankenstein.experiments.experiment import Findings, Options
+
+
+def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add the command."""
+    parser = commands.add_parser(
+        "reproduce",
+        help="run one of the paper's experiments",
+        description="Run one of the paper's experiments; interrupted, the same command goes on where it stopped.",
+    )
+    parser.add_argument("name", nargs="?", metavar="NAME", help="which; see --list")
+    parser.add_argument("--list", action="store_true", help="list the experiments, and stop")
+    parser.add_argument(
+        "--preset", choices=("local", "paper"), default="local", help="sized for here (default), or as published"
+    )
+    parser.add_argument("--out", type=folder, metavar="DIR", help="default: runs/NAME")
+    parser.add_argument("--data-dir", type=folder, metavar="DIR", help="data folder (default: $FRANKENSTEIN_DATA)")
+    parser.add_argument("--workers", type=positive, metavar="N", help="processes (default: one per processor)")
+    parser.add_argument("--starts", type=positive, metavar="N", help="only the first N starts of each kind of system")
+    parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these methods")
+    parser.add_argument("--structures", nargs="+", default=[], metavar="PATH", help="table4: your own structures")
+    parser.add_argument("--calculator", metavar="MODULE:FACTORY", help="table4: your own ASE calculator")
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Run the experiment, then show and write what it found."""
+    if options.list:
+        for experiment in EXPERIMENTS.values():
+            state = "" if is_installed(experiment) else f"; needs pip install '.[{experiment.extra}]'"
+            print(f"{experiment.name:12}{experiment.title} ({experiment.duration}{state})")
+        return 0
+    if options.name is None:
+        raise UsageError(f"which experiment? known: {', '.join(EXPERIMENTS)} (see --list)")
+    (name,) = choose("experiment", [options.name], EXPERIMENTS, ())
+    experiment = EXPERIMENTS[name]
+    need(experiment.packages, experiment.extra)
+    with interrupts_blocked():
+        from frankenstein.compare.executors import ExecutorError
+        from frankenstein.compare.store.records import RecordError
+        from frankenstein.experiments.experiment import ExperimentError
+
+        module = import_module(experiment.module)
+    out = options.out or Path("runs") / name
+    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # a polite kill is a Ctrl-C
+    with _Bar() as bar:
+        try:
+            asked = _asked(options, out, bar, module)
+            findings = module.reproduce(asked)
+        except (RecordError, ExecutorError, ExperimentError) as error:
+            raise UsageError(str(error)) from None
+        except KeyboardInterrupt:
+            signal.signal(signal.SIGINT, signal.SIG_IGN)
+            bar.stop()
+            say(f"stopped; {bar.done} of {bar.total} runs are kept in {out}: the same command goes on")
+            return 130
+    return _show(findings, out)
+
+
+def _asked(options: argparse.Namespace, out: Path, bar: _Bar, module: Any) -> Options:
+    from frankenstein.experiments.experiment import Options
+
+    data = options.data_dir or (Path(os.environ["FRANKENSTEIN_DATA"]) if os.environ.get("FRANKENSTEIN_DATA") else None)
+    if data is not None and not data.is_dir():
+        raise UsageError(f"no data folder {data}; name it by --data-dir or FRANKENSTEIN_DATA")
+    known = getattr(module, "METHODS", [])
+    return Options(
+        preset=options.preset,
+        out=out,
+        data=data,
+        workers=options.workers,
+        n_starts=options.starts,
+        methods=choose("method", options.methods, known, known) if options.methods else None,
+        structures=tuple(options.structures),
+        calculator=options.calculator,
+        say=say,
+        progress=bar,
+    )
+
+
+def _show(findings: Findings, out: Path) -> int:
+    from frankenstein.experiments import page
+
+    for line in page.text(findings):
+        print(line)
+    for path in page.write(findings, out):
+        print(path)
+    return 0
+
+
+class _Bar:
+    """Progress of runs, shown on a terminal; on anything else, one line now and then would be noise."""
+
+    def __init__(self) -> None:
+        from rich.console import Console
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            Progress,
+            TextColumn,
+            TimeElapsedColumn,
+            TimeRemainingColumn,
+        )
+
+        columns = [TextColumn("{task.description:28.28}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()]
+        self.bar = Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), transient=True)
+        self.task = self.bar.add_task("", total=None)
+        self.done = self.total = 0
+
+    def __enter__(self) -> _Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
+
+    def stop(self) -> None:
+        self.bar.stop()
+
+    def __call__(self, done: int, total: int, what: str) -> None:
+        self.done, self.total = done, total
+        self.bar.start()
+        self.bar.update(self.task, completed=done, total=total, description=what)

@@ -1,0 +1,190 @@
+"""Run minimisers from the same starts: every run is one record, written when it ends, and never run twice."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from frankenstein.compare.executors import Executor, WorkerError
+from frankenstein.compare.interrupts import interrupts_held
+from frankenstein.compare.store.provenance import provenance
+from frankenstein.compare.store.records import Format, Record, Report, appending
+
+__all__ = ["RELAXATIONS", "Job", "Progress", "jobs", "run"]
+
+SCHEMA = 1
+Progress = Callable[[int, int, str], None]
+"""Called with how many runs are done, how many there are, and what ended last."""
+
+
+def _check(record: Record) -> str:
+    """Energy and force may be missing only where the method never got a finite one."""
+    for name in ("energy", "fmax"):
+        value = record.get(name)
+        if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
+            return f"has {str(value)[:20]!r} in {name!r}"
+    return ""
+
+
+RELAXATIONS = Format(
+    SCHEMA,
+    {
+        "cell": str,
+        "kind": str,
+        "kind_config": {"recipe": str, "fmax": Real, "maxcalls": int, "source": str},
+        "method": str,
+        "method_title": str,
+        "start": int,
+        "n_atoms": int,
+        "calls": int,
+        "converged": bool,
+        "reason": str,
+        "seconds": Real,
+        "preset": str,
+        "finished_at": str,
+        "provenance": {"versions": dict, "system": str, "device": str},
+    },
+    _check,
+)
+"""The records of these experiments; `energy` and `fmax` are numbers or null."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run: a method from a start of a kind.
+
+    Attributes:
+        kind: One of `kinds.KINDS`.
+        method: One of `methods.METHODS`.
+        start: Number of the start.
+        data: Data folder, as text; None without one.
+        preset: `local` or `paper`.
+        timeout: Seconds it may take; None: as long as it likes.
+    """
+
+    kind: str
+    method: str
+    start: int
+    data: str | None
+    preset: str = "local"
+    timeout: float | None = None
+    n_cpus: int = 1
+    n_gpus: float = 0.0
+    modules: tuple[str, ...] = ()
+
+    @property
+    def key(self) -> str:
+        """Name of the run in the records."""
+        return f"{self.kind}/{self.method}/{self.start}"
+
+    def run(self) -> Record:
+        """Minimise and return the record."""
+        from frankenstein.experiments.relaxations.kinds import KINDS
+        from frankenstein.experiments.relaxations.methods import descend
+
+        kind = KINDS[self.kind]
+        optimizable = kind.make(self.start, None if self.data is None else Path(self.data))
+        outcome = descend(self.method, optimizable, kind.fmax, kind.maxcalls)
+        return self.record(optimizable.ndofs() // 3, **asdict(outcome))
+
+    def record(self, n_atoms: int, **outcome: Any) -> Record:
+        """Return the record of an outcome."""
+        from frankenstein.experiments.relaxations.kinds import KINDS, source
+        from frankenstein.experiments.relaxations.methods import METHODS
+
+        kind = KINDS[self.kind]
+        return {
+            "schema": SCHEMA,
+            "cell": self.key,
+            "kind": self.kind,
+            "kind_config": {
+                "recipe": kind.recipe,
+                "fmax": kind.fmax,
+                "maxcalls": kind.maxcalls,
+                "source": source(kind, None if self.data is None else Path(self.data)),
+            },
+            "method": self.method,
+            "method_title": METHODS[self.method].title,
+            "start": self.start,
+            "n_atoms": n_atoms,
+            **{name: _plain(value) for name, value in outcome.items()},
+            "converged": outcome["reason"] == "converged",
+            "preset": self.preset,
+            "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
+            "provenance": provenance(),
+        }
+
+
+def _plain(value: Any) -> Any:
+    """JSON has no NaN."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def jobs(kinds: Iterable[str], methods: Iterable[str], n_starts: dict[str, int], data: Path | None) -> list[Job]:
+    """Return all runs, method by method within a start, so that a part of them already compares."""
+    methods = list(methods)
+    return [
+        Job(kind, method, start, None if data is None else str(data))
+        for kind in kinds
+        for start in range(n_starts[kind])
+        for method in methods
+    ]
+
+
+def run(todo: Iterable[Job], folder: Path, executor: Executor, progress: Progress, report: Report) -> list[Record]:
+    """Run what the folder lacks; return all its records of these jobs.
+
+    Args:
+        todo: The runs.
+        folder: Where `records.jsonl` is and is written.
+        executor: Where they run.
+        progress: Told after every run.
+        report: Called with a line for the user.
+
+    Raises:
+        RecordError: The folder cannot be used.
+    """
+    wanted = {job.key: job for job in todo}
+    with appending(folder, report, RELAXATIONS) as (known, append):
+        done = {record["cell"]: record for record in known if record["cell"] in wanted}
+        pending = deque(job for key, job in wanted.items() if key not in done)
+        futures: dict[Future[Record], Job] = {}
+
+        def collect(finished: Iterable[Future[Record]]) -> None:
+            for future in finished:
+                job = futures[future]
+                record = _record(job, future)
+                with interrupts_held():  # what is written is counted
+                    append(record)
+                    del futures[future]
+                    done[job.key] = record
+                progress(len(done), len(wanted), job.key)
+
+        progress(len(done), len(wanted), "")
+        try:
+            while pending or futures:
+                while pending and len(futures) < 2 * executor.n_parallel:
+                    job = pending.popleft()
+                    futures[executor.submit(job)] = job
+                collect(wait(futures, return_when=FIRST_COMPLETED).done)
+        except KeyboardInterrupt:
+            with interrupts_held():  # a second Ctrl-C cannot cost a finished run
+                collect([future for future in futures if future.done()])
+            raise
+    return list(done.values())
+
+
+def _record(job: Job, future: Future[Record]) -> Record:
+    """Return the run's record; a worker that died is an outcome too."""
+    error = future.exception()
+    if error is None:
+        return future.result()
+    why = str(error) if isinstance(error, WorkerError) else f"{type(error).__name__}: {error}"
+    return job.record(0, calls=0, energy=math.nan, fmax=math.nan, reason=f"failed: {why}", seconds=0.0)
