@@ -24,6 +24,8 @@ from statistics import median
 from typing import Any
 
 from optimizer_table import optimizers_markdown
+from relaxation_blocks import BLOCKS as RELAXATION_BLOCKS
+from relaxation_blocks import findings
 
 from frankenstein.compare import report
 from frankenstein.compare.report import Loaded, charts, formats, tables, words
@@ -277,6 +279,7 @@ def block(name: str) -> str:
         "lr-beside-adam": lr_beside_adam,
         "alignment-errors": alignment_table,
         "optimizer-rules": optimizers_markdown,
+        **RELAXATION_BLOCKS,
     }
     return makers[name]()
 
@@ -301,6 +304,7 @@ def main(arguments: list[str]) -> int:
         summaries = compared("compare").summaries
         charts.save(charts.overview(summaries), ROOT / "docs" / "images" / "compare.png")
         charts.save(charts.tuning_overview(summaries), ROOT / "docs" / "images" / "tuning.png")
+        charts.save(findings("table2").charts[0], ROOT / "docs" / "images" / "lj38.png")
         with tempfile.TemporaryDirectory() as place:
             page = report.write_html(Path(place), compared("small"))
             photograph(page, ROOT / "docs" / "images" / "report.png")

@@ -130,7 +130,8 @@ class _Bar:
         self.stop()
 
     def stop(self) -> None:
-        self.bar.stop()
+        if self.total:  # one that has not been started would leave an empty line
+            self.bar.stop()
 
     def __call__(self, done: int, total: int, what: str) -> None:
         self.done, self.total = done, total

@@ -44,11 +44,19 @@ EXPERIMENTS: dict[str, Experiment] = {
         ),
         Experiment(
             "relaxation",
-            "force calls on seven kinds of system that the relaxation rule was not tuned on",
+            "force calls on eight kinds of system that the relaxation rule was not tuned on",
             "15 min",
             ("ase", "scipy", "rdkit", "chgnet", *_REPORT),
             "relax,chgnet,molecules",
             "frankenstein.experiments.relaxation",
+        ),
+        Experiment(
+            "ablation",
+            "the relaxation rule with parts of it switched off, on systems that it was not tuned on",
+            "5 min",
+            ("ase", "scipy", "rdkit", *_REPORT),
+            "relax,molecules",
+            "frankenstein.experiments.ablation",
         ),
         Experiment(
             "table4",

@@ -31,6 +31,7 @@ from frankenstein.compare.executors import (
 from frankenstein.compare.interrupts import interrupts_held
 
 STARTED = "started"  # a worker has the job: its time counts from now on
+LEAVE_SECONDS = 3.0  # an idle worker may tidy up (locks that libraries made) before it is killed
 LOOK_SECONDS = 1.0  # how often a worker that says nothing is looked at
 ROUNDING = 1e-9  # 1 / 0.1 and the like
 
@@ -91,6 +92,8 @@ class LocalExecutor:
         except Empty:
             pass
         for place in self.places:
+            place.hang_up()
+        for place in self.places:
             place.stop()
             self.tasks.put(None)
         for place in self.places:
@@ -105,6 +108,7 @@ class _Place(threading.Thread):
         self.variables, self.tasks = variables, tasks
         self.lock = threading.Lock()  # a process is not started while they are being stopped
         self.is_stopped = False
+        self.is_busy = False
         self.process: BaseProcess | None = None
         self.connection: Connection | None = None
 
@@ -129,6 +133,7 @@ class _Place(threading.Thread):
         """Return what the process answers, or how it ended; None if it had ended before it got the job."""
         process, connection = self.worker()
         has_started = False
+        self.is_busy = True
         try:
             connection.send(job)
             answer = _receive(process, connection, None)
@@ -142,6 +147,8 @@ class _Place(threading.Thread):
         except (EOFError, OSError):  # the process is gone
             process.join()
             return how_it_ended(process.exitcode or 0) if has_started else None
+        finally:
+            self.is_busy = False
 
     def worker(self) -> tuple[BaseProcess, Connection]:
         """Return the process and its connection, started if there is none."""
@@ -167,11 +174,19 @@ class _Place(threading.Thread):
                 self.connection.close()
             self.process = self.connection = None
 
+    def hang_up(self) -> None:
+        """Tell an idle process to leave, and start no other."""
+        with self.lock:
+            self.is_stopped = True
+            if self.connection is not None and not self.is_busy:
+                self.connection.close()
+
     def stop(self) -> None:
-        """Kill the process for good."""
+        """End the process for good: one that is busy is killed."""
         with self.lock:
             self.is_stopped = True
             if self.process is not None:
+                self.process.join(0.0 if self.is_busy else LEAVE_SECONDS)
                 self.process.kill()
                 self.process.join()
 

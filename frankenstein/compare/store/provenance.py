@@ -10,7 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-
 # whose versions a measurement may depend on; null if not installed
 PACKAGES = ("numpy", "scipy", "torch", "scikit-learn", "pytorch-optimizer", "ase", "chgnet", "sevenn", "rdkit")
 

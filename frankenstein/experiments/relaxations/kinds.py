@@ -16,10 +16,11 @@ import numpy as np
 from ase import Atoms
 from ase.utils.abc import Optimizable
 
+from frankenstein.experiments.relaxations import crystals
 from frankenstein.experiments.relaxations.methods import PairCluster
 from frankenstein.experiments.relaxations.potentials import lennard_jones, morse, random_cluster
 
-__all__ = ["KINDS", "Kind", "lj38_starts"]
+__all__ = ["KINDS", "Kind", "find_kind", "lj38_starts"]
 
 Make = Callable[[int, Path | None], Optimizable]
 
@@ -120,53 +121,6 @@ def _molecule(number: int, _: Path | None) -> Optimizable:
     return _optimizable(atoms)
 
 
-@cache
-def _crystals(data: Path) -> list[Atoms]:
-    from ase.io import read
-
-    return list(read(data / WBM, ":", format="extxyz"))
-
-
-@cache
-def _chgnet() -> Any:
-    import contextlib
-    import io
-    import warnings
-
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-        warnings.simplefilter("ignore")
-        from chgnet.model import CHGNet, CHGNetCalculator
-
-        return CHGNetCalculator(CHGNet.load(use_device="cpu", verbose=False), use_device="cpu")
-
-
-WBM = "crystals/wbm_972.extxyz.gz"
-RATTLE, STRAIN = 0.05, 0.03
-
-
-def rattled_and_strained(atoms: Atoms, rng: np.random.Generator) -> Atoms:
-    """Return a copy with every component of the cell's strain up to 3 %, and atoms displaced by 0.05 A (sigma)."""
-    atoms = atoms.copy()
-    strain = rng.uniform(-STRAIN, STRAIN, (3, 3))
-    atoms.set_cell(atoms.cell[:] @ (np.eye(3) + 0.5 * (strain + strain.T)), scale_atoms=True)
-    atoms.positions += rng.normal(0.0, RATTLE, atoms.positions.shape)
-    return atoms
-
-
-def _crystal(*, cell: bool, seed: int) -> Make:
-    def make(number: int, data: Path | None) -> Optimizable:
-        from ase.filters import FrechetCellFilter
-
-        assert data is not None
-        rng = np.random.default_rng([seed, number])
-        crystals = _crystals(data)
-        atoms = rattled_and_strained(crystals[int(rng.integers(len(crystals)))], rng)
-        atoms.calc = _chgnet()
-        return _optimizable(FrechetCellFilter(atoms) if cell else atoms)
-
-    return make
-
-
 LJ38 = "lj38/lj38_optbench_equivalent_1000.npz"
 
 
@@ -187,7 +141,8 @@ def source(kind: Kind, data: Path | None) -> str:
     path = LJ38 if kind.name == "lj38" else kind.data
     if data is None or not path or not (data / path).exists():
         return "made here"
-    return _hashed(data / path)
+    target = data / path
+    return _hashed(target) if target.is_file() else f"{target.name}, {sum(1 for _ in target.iterdir())} files"
 
 
 @cache
@@ -216,6 +171,10 @@ KINDS: dict[str, Kind] = {
             _cluster(30, morse(6.0), 1.0, 3000), 200,
         ),
         Kind(
+            "morse4", "four atoms, Morse, rho = 6", "compact random clusters of 4 atoms by the OptBench rule",
+            _cluster(4, morse(6.0), 1.0, 400), 200,
+        ),
+        Kind(
             "cu-vacancy", "Cu crystal with a vacancy, EMT",
             "3 x 3 x 3 cubic cells without one atom, atoms displaced by 0.1 A (sigma)", _vacancy, 20,
         ),
@@ -231,13 +190,28 @@ KINDS: dict[str, Kind] = {
         ),
         Kind(
             "chgnet", "crystals, CHGNet, fixed cell",
-            f"WBM crystals, cells strained by up to {STRAIN:.0%}, atoms displaced by {RATTLE} A (sigma)",
-            _crystal(cell=False, seed=9720), 24, maxcalls=1_000, packages=("chgnet",), data=WBM,
+            crystals.RECIPE,
+            crystals.wbm("chgnet", cell=False, seed=9720), 16, maxcalls=1_000, packages=("chgnet",), data=crystals.WBM,
         ),
         Kind(
             "chgnet-cell", "crystals, CHGNet, with the cell",
-            f"WBM crystals, cells strained by up to {STRAIN:.0%}, atoms displaced by {RATTLE} A (sigma)",
-            _crystal(cell=True, seed=9721), 24, maxcalls=1_000, packages=("chgnet",), data=WBM,
+            crystals.RECIPE,
+            crystals.wbm("chgnet", cell=True, seed=9721), 16, maxcalls=1_000, packages=("chgnet",), data=crystals.WBM,
         ),
     )
 }  # fmt: skip
+
+
+def find_kind(name: str) -> Kind:
+    """Return a kind by name: one of `KINDS`, or `table4/MODEL` and `own/MODEL`, for which see `crystals.calculator`.
+
+    Raises:
+        KeyError: There is none of that name.
+    """
+    if name in KINDS:
+        return KINDS[name]
+    sort, _, model = name.partition("/")
+    make = {"table4": crystals.wbm(model, cell=True, seed=9722), "own": crystals.own(model)}[sort]
+    recipe = crystals.RECIPE if sort == "table4" else "the structures as they are in the file"
+    data = crystals.WBM if sort == "table4" else "."
+    return Kind(name, f"crystals, {model}", recipe, make, 24, maxcalls=500, data=data)

@@ -19,8 +19,9 @@ from ase.optimize.sciopt import SciPyFminCG
 from ase.utils.abc import Optimizable
 
 from frankenstein.ase import Frankenstein
+from frankenstein.relaxation import RelaxationRule
 
-__all__ = ["METHODS", "Method", "Outcome", "PairCluster", "descend"]
+__all__ = ["METHODS", "VARIANTS", "Method", "Outcome", "PairCluster", "descend", "find_method"]
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,15 @@ def _ase(optimizer: type) -> Callable[[Optimizable, float], Any]:
     return lambda optimizable, fmax: optimizer(optimizable, logfile=None).run(fmax=fmax)
 
 
+def _variant(**constants: Any) -> Callable[[Optimizable, float], Any]:
+    def run(optimizable: Optimizable, fmax: float) -> Any:
+        optimizer = Frankenstein(optimizable, logfile=None)
+        optimizer.rule = RelaxationRule(**constants)
+        return optimizer.run(fmax=fmax)
+
+    return run
+
+
 def steepest_descent(optimizable: Optimizable, fmax: float, first_step: float = 0.1, maxstep: float = 0.2) -> None:
     """Steepest descent with the step length of GROMACS: 1.2 times longer after a success, a fifth after a failure.
 
@@ -85,12 +95,30 @@ METHODS: dict[str, Method] = {
 }
 """By the names used on the command line and in records."""
 
+OFF = 1e-9  # of the alignment: no pair is turned
+VARIANTS: dict[str, Method] = {
+    "frankenstein": METHODS["frankenstein"],
+    "memory-1": Method("memory of 1 step", _variant(memory=1)),
+    "memory-5": Method("memory of 5 steps", _variant(memory=5)),
+    "memory-20": Method("memory of 20 steps", _variant(memory=20)),
+    "no-maximum": Method("no relaxed maximum of the curvature", _variant(alignment=OFF)),
+    "no-acceleration": Method("no acceleration", _variant(acceleration=1.0)),
+    "no-reset": Method("no momentum reset", _variant(shrink=1.0)),
+    "none": Method("none of the three", _variant(alignment=OFF, acceleration=1.0, shrink=1.0)),
+}
+"""The rule with a part of it switched off, for the ablation."""
+
+
+def find_method(name: str) -> Method:
+    """Return the method, or the variant, of that name."""
+    return METHODS.get(name) or VARIANTS[name]
+
 
 def descend(method: str, inner: Optimizable, fmax: float, maxcalls: int) -> Outcome:
     """Run a method from where the optimizable is.
 
     Args:
-        method: One of `METHODS`.
+        method: One of `METHODS` or `VARIANTS`.
         inner: What is minimised; it is moved.
         fmax: Largest force at the end, in its unit.
         maxcalls: Most force calls.
@@ -104,7 +132,7 @@ def descend(method: str, inner: Optimizable, fmax: float, maxcalls: int) -> Outc
     try:
         with warnings.catch_warnings(), np.errstate(all="ignore"):
             warnings.simplefilter("ignore")  # of runs that go astray; how they end is recorded
-            METHODS[method].run(counted, fmax)
+            find_method(method).run(counted, fmax)
     except _Over as over:
         reason = str(over)
     except Exception as error:

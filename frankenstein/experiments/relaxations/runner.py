@@ -61,8 +61,8 @@ class Job:
     """One run: a method from a start of a kind.
 
     Attributes:
-        kind: One of `kinds.KINDS`.
-        method: One of `methods.METHODS`.
+        kind: A name that `kinds.find_kind` knows.
+        method: A name that `methods.find_method` knows.
         start: Number of the start.
         data: Data folder, as text; None without one.
         preset: `local` or `paper`.
@@ -86,20 +86,20 @@ class Job:
 
     def run(self) -> Record:
         """Minimise and return the record."""
-        from frankenstein.experiments.relaxations.kinds import KINDS
+        from frankenstein.experiments.relaxations.kinds import find_kind
         from frankenstein.experiments.relaxations.methods import descend
 
-        kind = KINDS[self.kind]
+        kind = find_kind(self.kind)
         optimizable = kind.make(self.start, None if self.data is None else Path(self.data))
         outcome = descend(self.method, optimizable, kind.fmax, kind.maxcalls)
         return self.record(optimizable.ndofs() // 3, **asdict(outcome))
 
     def record(self, n_atoms: int, **outcome: Any) -> Record:
         """Return the record of an outcome."""
-        from frankenstein.experiments.relaxations.kinds import KINDS, source
-        from frankenstein.experiments.relaxations.methods import METHODS
+        from frankenstein.experiments.relaxations.kinds import find_kind, source
+        from frankenstein.experiments.relaxations.methods import find_method
 
-        kind = KINDS[self.kind]
+        kind = find_kind(self.kind)
         return {
             "schema": SCHEMA,
             "cell": self.key,
@@ -111,7 +111,7 @@ class Job:
                 "source": source(kind, None if self.data is None else Path(self.data)),
             },
             "method": self.method,
-            "method_title": METHODS[self.method].title,
+            "method_title": find_method(self.method).title,
             "start": self.start,
             "n_atoms": n_atoms,
             **{name: _plain(value) for name, value in outcome.items()},

@@ -10,7 +10,7 @@ import numpy as np
 
 from frankenstein.compare.report.formats import Cell, Table
 from frankenstein.compare.store.records import Record
-from frankenstein.experiments.relaxations.methods import METHODS
+from frankenstein.experiments.relaxations.methods import find_method
 
 __all__ = ["Summary", "geometric_mean", "summaries", "table"]
 
@@ -38,7 +38,7 @@ class Summary:
     @property
     def title(self) -> str:
         """The method's, for people."""
-        return METHODS[self.method].title if self.method in METHODS else self.method
+        return find_method(self.method).title
 
     @property
     def n_failed(self) -> int:
