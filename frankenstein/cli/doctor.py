@@ -20,6 +20,11 @@ PACKAGES = (
     ("rich", "progress and tables", "report"),
     ("jinja2", "reports", "report"),
     ("vl-convert-python", "reports: charts", "report"),
+    ("ase", "relaxation of atoms", "ase"),
+    ("chgnet", "relax --calculator chgnet", "chgnet"),
+    ("sevenn", "relax --calculator sevennet", "sevennet"),
+    ("torch-sim-atomistic", "the torch-sim optimizer", "torchsim"),
+    ("rdkit", "reproduce: molecules", "molecules"),
     ("optuna", "compare --tuner optuna", "optuna"),
     ("ray", "compare --executor ray", "ray"),
     ("submitit", "compare --executor slurm", "slurm"),
@@ -48,13 +53,13 @@ def run(_: argparse.Namespace) -> int:
         except PackageNotFoundError:
             installed = "missing"
             missing.setdefault(extra, []).append(package)
-        print(f"  {package:18}{installed:16}{purpose}")
+        print(f"  {package:20}{installed:16}{purpose}")
     if "torch" not in missing.get("torch", []):
         import torch
 
         devices = [f"cpu ({os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads)"]
         devices += [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
-        print(f"  {'devices':18}{', '.join(devices)}")
+        print(f"  {'devices':20}{', '.join(devices)}")
     for extra, packages in missing.items():
         print(f"to get {', '.join(packages)}: pip install '.[{extra}]' (in the checkout)")
     return 0

@@ -111,7 +111,7 @@ def minimize(
         >>> result.converged, bool(abs(result.x).max() < 1e-6)
         (True, True)
     """
-    xp = namespace(x0)
+    xp, x0 = namespace(x0), _detached(x0)
     shape = tuple(x0.shape)
     if math.prod(shape) == 0:
         raise ValueError(f"Invalid x0: its shape {shape} has no entries")
@@ -127,7 +127,7 @@ def minimize(
         value, gradient = value_and_grad(positions.reshape(shape))
         if tuple(gradient.shape) != shape:
             raise ValueError(f"Invalid gradient: its shape is {tuple(gradient.shape)}, that of x {shape}")
-        return xp.asarray(value).reshape(1), -gradient.reshape(rows)
+        return xp.asarray(_detached(value)).reshape(1), -_detached(gradient).reshape(rows)
 
     def each(_: np.ndarray, positions: Array, energies: np.ndarray, fmax: np.ndarray) -> None:
         if callback is not None:
@@ -211,7 +211,7 @@ class _Run:
         maxstep: float,
         step_limit: float,
     ) -> None:
-        xp = namespace(positions)
+        xp, positions = namespace(positions), _detached(positions)
         if positions.ndim != 2 or 0 in positions.shape:
             raise ValueError(f"Invalid positions: their shape is {tuple(positions.shape)}; wanted is (n_atoms, n_dims)")
         _check_positive(fmax=fmax, maxstep=maxstep)
@@ -274,8 +274,7 @@ class _Run:
                 f"wanted are {self.numbers.shape} and {tuple(self.positions.shape)}"
             )
         energies = to_numpy(energies)
-        forces = forces.detach() if hasattr(forces, "detach") else forces
-        gradient = -self.xp.asarray(forces, dtype=self.xp.float64)
+        gradient = -self.xp.asarray(_detached(forces), dtype=self.xp.float64)
         is_good = np.isfinite(energies) & np.isfinite(to_numpy(self.systems.sum(abs(gradient))).sum(1))
         good = self.numbers[is_good]
         self.calls[self.numbers] += 1
@@ -322,6 +321,11 @@ def _check_positive(**numbers: float) -> None:
     for name, value in numbers.items():
         if not (is_number(value) and value > 0.0):
             raise ValueError(f"Invalid {name}: {value!r}; allowed are numbers above 0")
+
+
+def _detached(array: Array) -> Array:
+    """Return a tensor without the history of its gradient, and anything else as it is."""
+    return array.detach() if hasattr(array, "detach") else array
 
 
 def _is_float(array: Array) -> bool:
