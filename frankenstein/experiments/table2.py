@@ -50,7 +50,7 @@ def findings(records: list[Record]) -> Findings:
     notes = [
         f"starts: {source}",
         f"failed: not at the tolerance after {KINDS[KIND].maxcalls:,} calls, or blown apart (energy above "
-        f"{BLOWN_APART:g}); such runs count with the calls that they used",
+        f"{BLOWN_APART:g}); such runs count with the calls that they used, and not in the mean energy",
     ]
     main = table(found, "table2", f"LJ38, {len(found[0].calls) if found else 0} clusters: force calls", notes)
     main.columns.append("global minimum")

@@ -111,7 +111,8 @@ def table(found: list[Summary], name: str, title: str, notes: list[str]) -> Tabl
 def _row(summary: Summary, best: float, ours: Summary | None) -> list[Cell]:
     calls = summary.calls
     fewer = math.nan if ours is None or ours is summary else 100 * float((calls < ours.calls).mean())
-    energy = float(np.nanmean(summary.energies)) if np.isfinite(summary.energies).any() else math.nan
+    sound = summary.energies[summary.converged & ~summary.is_lost]
+    energy = float(sound.mean()) if len(sound) else math.nan
     return [
         Cell(summary.title),
         Cell(
@@ -131,6 +132,6 @@ def _row(summary: Summary, best: float, ours: Summary | None) -> list[Cell]:
                 "lost": float(summary.is_lost.sum()),
             },
         ),
-        Cell(f"{energy:.3f}", numbers={"": energy}),
+        Cell("" if math.isnan(energy) else f"{energy:.3f}", numbers={"": energy}),
         Cell("" if math.isnan(fewer) else f"{fewer:.0f} %", numbers={"": fewer}),
     ]
