@@ -1,4 +1,4 @@
-"""Break `frankenstein/rule.py` in eight ways, one at a time: each must turn its tests red.
+"""Break the two rules in eight ways each, one at a time: each must turn its tests red.
 
 Run by `make mutants`, on a copy: the checkout is never touched.
 """
@@ -10,12 +10,22 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-TESTS = [f"tests/{path.name}" for path in sorted((ROOT / "tests").glob("test_rule*.py"))]
 
-MUTANTS = {
+
+@dataclass(frozen=True)
+class Rule:
+    """A file, its tests, and the ways to break it: name -> (what stands there, what then stands there)."""
+
+    file: str
+    tests: list[str]
+    mutants: dict[str, tuple[str, str]]
+
+
+UPDATE = {
     "eps dropped": ("x_t = grad * grad + eps", "x_t = grad * grad + 0.0 * eps + 1e-30"),
     "sign of the alignment": ("xp.atan(xp.tanh(0.5 * (state.m * grad)))", "xp.atan(xp.tanh(-0.5 * (state.m * grad)))"),
     "cancelling form of P": (
@@ -32,9 +42,28 @@ MUTANTS = {
     "x_0 is base_lr": ("x_0 = (lr or base_lr) if", "x_0 = base_lr if"),
 }
 
+RELAXATION = {
+    "no relaxed maximum": ("lift = xp.clip(rule.alignment * xp.sqrt(uu * cc) - uc, 0.0, None)", "lift = 0.0 * uc"),
+    "norm of the lifted change": ("lifted_cc = cc + lift * (2.0 * uc + lift * uu)", "lifted_cc = cc + lift * 2.0 * uc"),
+    "no acceleration": ("rule.acceleration * state.secant", "state.secant"),
+    "reset on any slope uphill": ("slope > rule.reset_slope", "slope > 0.0"),
+    "the limit does not grow": ("state.step_limit * rule.grow", "state.step_limit"),
+    "secant of the lifted change": ("abs(uc) / cc, state.secant", "abs(uc) / lifted_cc, state.secant"),
+    "oldest pair kept": ("inverse[rows, slot, :] = 0.0", "pass"),
+    "the second loop not transposed": (
+        "_times(xp.swapaxes(state.direction_change_inv, 1, 2), forth)",
+        "_times(state.direction_change_inv, forth)",
+    ),
+}
 
-def is_red(checkout: Path) -> bool:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *TESTS]
+RULES = [
+    Rule("frankenstein/rule.py", [f"tests/{p.name}" for p in sorted((ROOT / "tests").glob("test_rule*.py"))], UPDATE),
+    Rule("frankenstein/relaxation/rule.py", ["tests/relaxation/test_rule.py"], RELAXATION),
+]
+
+
+def is_red(checkout: Path, tests: list[str]) -> bool:
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(
         command,
         cwd=checkout,
@@ -48,26 +77,31 @@ def is_red(checkout: Path) -> bool:
     return done.returncode == 1
 
 
+def survivors(checkout: Path, rule: Rule) -> list[str]:
+    file = checkout / rule.file
+    source = file.read_text()
+    if is_red(checkout, rule.tests):
+        raise SystemExit(f"the tests of {rule.file} are red before any mutation")
+    found = []
+    for name, (old, new) in rule.mutants.items():
+        if source.count(old) != 1:
+            raise SystemExit(f"mutant {name!r}: {old!r} stands {source.count(old)} times in {rule.file}; mend the list")
+        file.write_text(source.replace(old, new))
+        red = is_red(checkout, rule.tests)
+        print(f"{'killed  ' if red else 'SURVIVED'}  {rule.file}: {name}", flush=True)
+        if not red:
+            found.append(name)
+    file.write_text(source)
+    return found
+
+
 def main() -> int:
-    survivors = []
     with tempfile.TemporaryDirectory() as folder:
         checkout = Path(folder)
         for name in ("frankenstein", "tests"):
             shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
         shutil.copy(ROOT / "pyproject.toml", checkout)
-        rule = checkout / "frankenstein" / "rule.py"
-        source = rule.read_text()
-        if is_red(checkout):
-            raise SystemExit("the suite is red before any mutation")
-        for name, (old, new) in MUTANTS.items():
-            if source.count(old) != 1:
-                raise SystemExit(f"mutant {name!r}: {old!r} stands {source.count(old)} times in rule.py; mend the list")
-            rule.write_text(source.replace(old, new))
-            red = is_red(checkout)
-            print(f"{'killed  ' if red else 'SURVIVED'}  {name}", flush=True)
-            if not red:
-                survivors.append(name)
-    return 1 if survivors else 0
+        return 1 if [name for rule in RULES for name in survivors(checkout, rule)] else 0
 
 
 if __name__ == "__main__":
