@@ -12,7 +12,10 @@ FOLDER = Path(__file__).parents[1] / "examples"
 MODULES = {"my_problems.py"}  # for `frankenstein compare --module`, which has its own test below
 EXAMPLES = sorted(path for path in FOLDER.glob("*.py") if path.name not in MODULES)
 # What each example must print: it shows that it did its work, not only that it ran.
-EXPECTED = {"torch_digits.py": r"test accuracy after 20 epochs: 0\.9[5-9]\d"}
+EXPECTED = {
+    "ase_relax.py": r"Frankenstein\s+(1\d|2[0-5]) force calls, 5\.47\d eV, converged: True",
+    "torch_digits.py": r"test accuracy after 20 epochs: 0\.9[5-9]\d",
+}
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import frankenstein
-from frankenstein.cli import compare, doctor, folders, reproduce
+from frankenstein.cli import compare, doctor, folders, relax, reproduce
 from frankenstein.cli.inputs import UsageError
 
 
@@ -55,6 +55,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"frankenstein-optimizer {frankenstein.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     compare.add_parser(commands)
+    relax.add_parser(commands)
     folders.add_parsers(commands)
     reproduce.add_parser(commands)
     doctor.add_parser(commands)

@@ -33,6 +33,8 @@ __all__ = ["RelaxationRule", "State", "init", "misalignment", "update"]
 
 Array = Any  # numpy.ndarray or torch.Tensor, float64
 
+LEAST_STEP = 1e-8  # of the step before: a shorter one is the sign of a curvature that is no longer that of the place
+
 
 @dataclass(frozen=True)
 class RelaxationRule:
@@ -192,9 +194,13 @@ def update(
     first = rule.first_step * limit / xp.where(pull > 0.0, pull, xp.ones_like(pull))
     scale = xp.where(state.n_pairs > 0, rule.acceleration * state.secant, first)
     direction = _quasi_newton(state, gradient, systems, scale)
-    longest = systems.max(row_norms(direction))
+    longest, before = systems.max(row_norms(direction)), systems.max(row_norms(state.displacement))
     shorten = xp.where(longest > limit, limit / xp.where(longest > 0.0, longest, xp.ones_like(longest)), 1.0)
     displacement = -direction * systems.spread(shorten)[:, None]
+    # where atoms came apart that had overlapped, the last secant says nothing any more: measure the curvature here
+    is_least = longest < LEAST_STEP * before
+    least = LEAST_STEP * before / xp.where(pull > 0.0, pull, xp.ones_like(pull))
+    displacement = xp.where(systems.spread(is_least)[:, None], -gradient * systems.spread(least)[:, None], displacement)
     return displacement, state._replace(
         n_steps=state.n_steps + 1, step_limit=limit, gradient=gradient, displacement=displacement
     )

@@ -104,6 +104,14 @@ def test_overlapping_atoms_come_apart():
     assert result.converged.all() and result.energies[0] < -30
 
 
+@pytest.mark.parametrize("distance", [1e-8, 1e-4, 0.004, 0.05])
+def test_two_atoms_almost_at_one_place_come_apart(distance):
+    """The forces fall by twenty decades and more in the first steps, and the curvature with them."""
+    start = np.vstack([ALONE[0].positions, ALONE[0].positions[3] + [distance, 0.0, 0.0]])
+    result = relax(batched(lennard_jones, [14]), start, fmax=FMAX)
+    assert result.reasons == ("converged",) and result.energies[0] < -35
+
+
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 @pytest.mark.parametrize("at", [1, 4])
 @pytest.mark.parametrize("what", ["energy", "forces"])

@@ -1,0 +1,178 @@
+"""The output folder of a run: what was asked, what has ended, and that only one run writes there."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from frankenstein.structures.running import Outcome
+from frankenstein.structures.workers import LOCK, wait_for_workers
+
+SETTINGS, CURVES = "settings.json", "curves.jsonl"
+TRY_AGAIN = ("failed", "timeout")
+"""Reasons that need not be there the next time: the same command goes on with these structures."""
+
+FIELDS = ("name", "optimizer", "formula", "n_atoms", "converged", "reason", "calls", "curve")
+"""What every line of `curves.jsonl` holds, and more."""
+
+
+class FolderError(Exception):
+    """A folder cannot be used; the message is one line for the user."""
+
+
+class Folder:
+    """An output folder; `opened` makes one.
+
+    Attributes:
+        path: Where it is.
+        outcomes: What has ended in earlier runs and now, by name and optimizer.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.outcomes: dict[tuple[str, str], Outcome] = {}
+
+    def is_done(self, name: str, method: str) -> bool:
+        """Say whether this structure need not be looked at again."""
+        outcome = self.outcomes.get((name, method))
+        return outcome is not None and outcome["reason"] not in TRY_AGAIN
+
+    def append(self, outcome: Outcome) -> None:
+        """Write down how a structure has ended.
+
+        Raises:
+            OSError: It cannot be written.
+        """
+        line = json.dumps(outcome, separators=(",", ":")).encode() + b"\n"
+        with open(self.path / CURVES, "ab") as file:
+            n_before = file.tell()
+            try:
+                file.write(line)
+                file.flush()
+            except OSError:
+                file.truncate(n_before)
+                raise
+        self.outcomes[outcome["name"], outcome["optimizer"]] = outcome
+
+    def _read(self) -> None:
+        """Read what has ended; a line that a kill has cut short is cut off."""
+        path = self.path / CURVES
+        if not path.exists():
+            return
+        content, n_good = path.read_bytes(), 0
+        for number, line in enumerate(content.splitlines(keepends=True), 1):
+            try:
+                outcome = json.loads(line)
+                is_whole = line.endswith(b"\n") and all(field in outcome for field in FIELDS)
+            except ValueError:
+                is_whole = False
+            if not is_whole:
+                if n_good + len(line) < len(content):
+                    raise FolderError(
+                        f"{path}, line {number}: damaged; repair or delete the line, or choose another --out"
+                    )
+                os.truncate(path, n_good)
+                return
+            n_good += len(line)
+            self.outcomes[outcome["name"], outcome["optimizer"]] = outcome
+
+
+@contextmanager
+def opened(path: Path, settings: Mapping[str, Any], context: Mapping[str, Any]) -> Iterator[Folder]:
+    """Open a folder for this run alone.
+
+    Args:
+        path: Made if absent.
+        settings: What decides the results; those of an earlier run there must be the same.
+        context: What a reader may want to know besides; kept from the first run.
+
+    Raises:
+        FolderError: It is another run's, in use, damaged, or cannot be written.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDONLY)
+    except OSError as error:
+        raise FolderError(f"cannot use {path}: {error.strerror}; choose another folder with --out") from None
+    try:
+        _lock(handle, path)
+        folder = Folder(path)
+        try:
+            _check_settings(path, settings, context)
+            wait_for_workers(path)
+            folder._read()
+        except OSError as error:
+            raise FolderError(f"cannot use {error.filename or path}: {error.strerror}; choose another --out") from None
+        yield folder
+    finally:
+        os.close(handle)
+
+
+def replace(path: Path, content: str | bytes) -> None:
+    """Write a file whole: a reader sees the one before or this one.
+
+    Raises:
+        OSError: It cannot be written; the one before is still there.
+    """
+    half = path.with_name(f".{path.name}.part")
+    try:
+        half.write_bytes(content.encode() if isinstance(content, str) else content)
+        os.replace(half, path)
+    except OSError:
+        half.unlink(missing_ok=True)
+        raise
+
+
+def _lock(handle: int, path: Path) -> None:
+    try:
+        import fcntl
+    except ImportError:  # Windows has no flock; two runs in one folder are then the user's care
+        return
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise FolderError(f"{path} is in use by another run; wait for it, or choose another --out") from None
+    except OSError as error:
+        raise FolderError(f"cannot lock {path}: {error.strerror}; choose a folder on a local disk") from None
+
+
+def _check_settings(path: Path, settings: Mapping[str, Any], context: Mapping[str, Any]) -> None:
+    file = path / SETTINGS
+    if not file.exists():
+        if any(other.name != LOCK and not other.name.endswith(".part") for other in path.iterdir()):
+            raise FolderError(f"{path} is not empty and holds no relaxation; choose another folder with --out")
+        replace(file, json.dumps({"settings": settings, **context}, indent=1) + "\n")
+        return
+    try:
+        before = json.loads(file.read_text(encoding="utf-8"))["settings"]
+        if not isinstance(before, dict):
+            raise TypeError
+    except (ValueError, KeyError, TypeError):
+        raise FolderError(f"{file} is damaged; delete {path} to start anew, or choose another --out") from None
+    wanted = json.loads(json.dumps(settings))
+    mended = dict(wanted["files"])  # a file of which nothing could be read may have been put right since
+    before["files"] = [[name, content or mended.get(name, "")] for name, content in before.get("files", [])]
+    for key in dict.fromkeys([*wanted, *before]):
+        if before.get(key) != wanted.get(key):
+            raise FolderError(
+                f"{path} holds a relaxation with {_difference(key, before.get(key), wanted.get(key))}; choose another "
+                f"folder with --out, or delete {path} to start anew"
+            )
+
+
+def _difference(key: str, before: Any, now: Any) -> str:
+    if key != "files":
+        return f"{key} {before}, not {now}"
+    old, new = dict(before or []), dict(now)
+    for name in dict.fromkeys([*old, *new]):
+        if name not in new:
+            return f"the file {name}, which is not named now"
+        if name not in old:
+            return f"other files: {name} is new"
+        if old[name] != new[name]:
+            return f"another content of {name}, which has changed since"
+    return "the same files in another order"

@@ -1,0 +1,66 @@
+"""The report of a relaxation in a real browser, without a network."""
+
+from __future__ import annotations
+
+import shutil
+
+import pytest
+from relax_cases import write_clusters
+
+from frankenstein.cli import main
+
+NAMES = ("chromium", "chromium-browser", "google-chrome")
+ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
+IS_DRAWN = """() => !document.querySelector("main").hasAttribute("aria-busy") &&
+    [...document.querySelectorAll(".plot")].every(plot => plot.querySelector("svg"))"""
+
+
+@pytest.fixture(scope="module")
+def browser():
+    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+    path = next(filter(None, map(shutil.which, NAMES)), None)
+    if path is None:
+        pytest.skip(f"needs a browser: {', '.join(NAMES)}")
+    with sync_api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield started
+        started.close()
+
+
+@pytest.mark.parametrize("compare", [(), ("--compare", "fire,cg")], ids=["alone", "compared"])
+def test_the_page_draws_its_charts_and_tells_what_is_under_the_pointer(browser, tmp_path, compare):
+    file, out = write_clusters(tmp_path / "some.xyz", 3, 13), tmp_path / "out"
+    assert main(["relax", str(file), "--calculator", "lj", "--maxstep", "0.1", "--out", str(out), *compare]) == 0
+    assert (out / "chart.png").read_bytes().startswith(b"\x89PNG")
+    page = browser.new_page(viewport={"width": 1300, "height": 3000})
+    complaints = []
+    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: complaints.append(str(error)))
+    page.on(
+        "request",
+        lambda request: complaints.append(request.url) if not request.url.startswith(("file:", "data:")) else None,
+    )
+    page.goto((out / "report.html").as_uri())
+    page.wait_for_function(IS_DRAWN)
+    assert page.title() == "Relaxation"
+    assert "3 of 3 structures converged" in page.locator(".lead").inner_text()
+    assert page.locator("figure").count() == (3 if compare else 2)
+    labels = page.locator(".legend li").all_inner_texts()
+    assert sorted(labels) == (
+        ["CG (SciPy)", "FIRE", "Frankenstein"] if compare else [f"some-{i:04d}" for i in range(3)]
+    )
+    chart = page.locator("#\\/fmax .plot")
+    n_lines = chart.locator("svg .mark-line path").count()
+    assert n_lines == 3
+    box = chart.bounding_box()
+    for share in range(5, 100):  # from left to right, until a line is near
+        page.mouse.move(box["x"] + box["width"] * share / 100, box["y"] + box["height"] / 2)
+        if page.locator("#tip").is_visible():
+            break
+    assert page.locator("#tip strong").inner_text() in labels
+    assert "largest force" in page.locator("#tip").inner_text()
+    page.get_by_role("button", name="none").click()
+    page.wait_for_function("() => !document.querySelector('.plot svg .mark-line path')")
+    assert page.locator("#\\/structures tbody tr").count() == 3
+    assert complaints == []
+    page.close()
