@@ -59,7 +59,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     where.add_argument(
         "--compare",
         metavar="NAMES",
-        help="also with ASE's optimizers: fire, fire2, lbfgs, lbfgslinesearch, bfgs, bfgslinesearch, cg",
+        help="also with ASE's optimizers: fire, fire2, lbfgs, lbfgsls, bfgs, bfgsls, cg",
     )
     parser.set_defaults(run=run)
 

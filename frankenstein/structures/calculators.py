@@ -20,6 +20,7 @@ from ase.calculators.calculator import Calculator, all_changes
 from ase.stress import voigt_6_to_full_3x3_stress
 
 from frankenstein.models import Prediction
+from frankenstein.structures.potentials import lennard_jones
 
 MODELS = ("chgnet", "sevennet")
 NAMES = ("lj", "emt", *MODELS)
@@ -71,18 +72,8 @@ class LennardJones(Calculator):
 
     def energy_and_forces(self, positions: np.ndarray) -> tuple[float, np.ndarray]:
         """Return the energy and the forces (n_atoms, 3) at positions (n_atoms, 3), in reduced units."""
-        apart = positions.T[:, :, None] - positions.T[:, None, :]  # (3, n_atoms, n_atoms)
-        square = apart[0] * apart[0]
-        square += apart[1] * apart[1]
-        square += apart[2] * apart[2]
-        square.flat[:: len(positions) + 1] = np.inf  # an atom does not feel itself
         with np.errstate(all="ignore"):  # atoms on each other: infinite, which the caller sees
-            inverse = 1.0 / square
-            sixth = (self.sigma**2 * inverse) ** 3
-            energy = 2.0 * self.epsilon * float((sixth * (sixth - 1.0)).sum())  # each pair counts twice
-            pull = (24.0 * self.epsilon) * sixth * (2.0 * sixth - 1.0) * inverse
-            forces = (apart * pull).sum(2).T
-        return energy, np.ascontiguousarray(forces)
+            return lennard_jones(positions, self.epsilon, self.sigma)
 
 
 @dataclass(frozen=True)

@@ -26,15 +26,21 @@ METHODS = {
     OURS: Method("Frankenstein", "frankenstein.ase", "Frankenstein"),
     "fire": Method("FIRE", "ase.optimize", "FIRE"),
     "fire2": Method("FIRE2", "ase.optimize", "FIRE2"),
-    "lbfgs": Method("L-BFGS", "ase.optimize", "LBFGS"),
-    "lbfgslinesearch": Method("L-BFGS, line search", "ase.optimize", "LBFGSLineSearch"),
+    "lbfgs": Method("LBFGS", "ase.optimize", "LBFGS"),
+    "lbfgsls": Method("LBFGSLineSearch", "ase.optimize", "LBFGSLineSearch"),
     "bfgs": Method("BFGS", "ase.optimize", "BFGS"),
-    "bfgslinesearch": Method("BFGS, line search", "ase.optimize", "BFGSLineSearch"),
-    "cg": Method("CG (SciPy)", "ase.optimize.sciopt", "SciPyFminCG"),
+    "bfgsls": Method("BFGSLineSearch", "ase.optimize", "BFGSLineSearch"),
+    "cg": Method("CG", "ase.optimize.sciopt", "SciPyFminCG"),
 }
 """By the names that `--compare` takes."""
 
 RIVALS = tuple(name for name in METHODS if name != OURS)
+
+
+def optimizer_class(method: str) -> Any:
+    """Return the class of the optimizer of this name, one of `METHODS`."""
+    _, module, attribute = METHODS[method]
+    return getattr(importlib.import_module(module), attribute)
 
 
 def optimizer(method: str, target: Any, maxstep: float) -> Any:
@@ -45,6 +51,5 @@ def optimizer(method: str, target: Any, maxstep: float) -> Any:
         target: Atoms, or a filter around them.
         maxstep: Of ours only: ASE's mean other things by it.
     """
-    _, module, attribute = METHODS[method]
-    kind = getattr(importlib.import_module(module), attribute)
-    return kind(target, logfile=None, **({"maxstep": maxstep} if method == OURS else {}))
+    options = {"maxstep": maxstep} if method == OURS else {}
+    return optimizer_class(method)(target, logfile=None, **options)

@@ -5,13 +5,12 @@ Its charts are drawn, its tables sorted and its looks decided by what the report
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from functools import cache
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+from frankenstein.compare.report import script_json, vega_script
 from frankenstein.compare.report.charts.chart import Chart, Look
 from frankenstein.structures.folder import replace
 from frankenstein.structures.methods import METHODS
@@ -19,7 +18,6 @@ from frankenstein.structures.outputs import Total
 from frankenstein.structures.running import Outcome
 from frankenstein.structures.terminal import number
 
-SNIPPET = "window.vegaEmbed = vegaEmbed;"  # what the bundle hands to the page
 REPORT = "report.html"
 
 
@@ -68,22 +66,8 @@ def write(
         about=about,
         css=Markup(assets.joinpath("page.css").read_text(encoding="utf-8")),
         scripts=[Markup(assets.joinpath(name).read_text(encoding="utf-8")) for name in ("charts.js", "page.js")],
-        vega=Markup(_vega()),
-        look_data=Markup(_json([{"label": look.label, "is_strong": look.is_strong} for look in looks])),
-        chart_data=Markup(_json({chart.name: {"spec": chart.spec, "rows": chart.rows} for chart in charts})),
+        vega=Markup(vega_script()),
+        look_data=Markup(script_json([{"label": look.label, "is_strong": look.is_strong} for look in looks])),
+        chart_data=Markup(script_json({chart.name: {"spec": chart.spec, "rows": chart.rows} for chart in charts})),
     )
     replace(path, html)
-
-
-@cache
-def _vega() -> str:
-    """Return Vega and Vega-Lite as one script; bundling takes a second or two."""
-    import vl_convert
-
-    return vl_convert.javascript_bundle(SNIPPET).replace("</script", r"<\/script").replace("<!--", r"<\!--")
-
-
-def _json(value: Any) -> str:
-    """Return JSON that cannot end the script element around it."""
-    text = json.dumps(value, separators=(",", ":"), allow_nan=False)
-    return text.replace("<", r"\u003c").replace("\u2028", r"\u2028")

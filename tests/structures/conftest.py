@@ -12,7 +12,7 @@ def relax(tmp_path, capsys, monkeypatch):
 
     Charts, and the script that draws them, take seconds and are left out; `test_relax_report.py` has them.
     """
-    monkeypatch.setattr(page, "_vega", lambda: "")
+    monkeypatch.setattr(page, "vega_script", lambda: "")
     monkeypatch.setattr(charts, "write_figure", lambda *_: None)
 
     def run(*arguments, out=tmp_path / "out"):

@@ -142,10 +142,10 @@ def test_workers_that_cannot_make_the_calculator_say_why(relax, tmp_path, monkey
 
 def test_compare_counts_the_calls_of_all_alike(relax, tmp_path):
     file = write_clusters(tmp_path / "some.xyz")
-    code, printed, _ = relax(file, *SMALL, "--compare", "fire,lbfgslinesearch,cg")
+    code, printed, _ = relax(file, *SMALL, "--compare", "fire,lbfgsls,cg")
     assert code == 0
     table = rows(tmp_path / "out" / "compare.csv")
-    assert [row["optimizer"] for row in table[::3]] == ["frankenstein", "fire", "lbfgslinesearch", "cg"]
+    assert [row["optimizer"] for row in table[::3]] == ["frankenstein", "fire", "lbfgsls", "cg"]
     for row in table:
         start = ase.io.read(file, int(row["name"][-4:]))
         descent = Descent(start, row["optimizer"], Terms(0.01, 10_000, 0.1, False))
@@ -167,7 +167,7 @@ def test_compare_counts_the_calls_of_all_alike(relax, tmp_path):
     assert relax(file, *SMALL, "--compare", "cg,bfgs")[0] == 0
     after = outcomes(tmp_path / "out")
     assert {key: after[key] for key in before} == before
-    assert {method for _, method in after} == {"frankenstein", "fire", "lbfgslinesearch", "cg", "bfgs"}
+    assert {method for _, method in after} == {"frankenstein", "fire", "lbfgsls", "cg", "bfgs"}
 
 
 def test_a_failing_calculator_fails_its_structure_and_is_tried_again(relax, tmp_path):

@@ -120,8 +120,8 @@ def write_html(folder: Path, loaded: Loaded) -> Path:
         text_columns=sections.text_columns,
         css=Markup((_HERE / "page.css").read_text(encoding="utf-8")),
         scripts=[Markup((_HERE / name).read_text(encoding="utf-8")) for name in ("charts.js", "page.js")],
-        vega=Markup(_vega()),
-        json=lambda value: Markup(_json(value)),
+        vega=Markup(vega_script()),
+        json=lambda value: Markup(script_json(value)),
     )
     path, half = folder / "report.html", folder / ".report.html"
     try:
@@ -148,14 +148,14 @@ def write_files(folder: Path, loaded: Loaded) -> list[Path]:
 
 
 @cache
-def _vega() -> str:
+def vega_script() -> str:
     """Return Vega and Vega-Lite as one script; bundling takes a second or two."""
     import vl_convert
 
     return vl_convert.javascript_bundle(_SNIPPET).replace("</script", r"<\/script").replace("<!--", r"<\!--")
 
 
-def _json(value: Any) -> str:
+def script_json(value: Any) -> str:
     """Return JSON that cannot end the script element around it."""
     text = json.dumps(value, separators=(",", ":"), allow_nan=False)
     return text.replace("<", r"\u003c").replace("\u2028", r"\u2028")

@@ -2,6 +2,7 @@
 /* What the reader can do: choose optimizers and axes, sort tables, go from page to page, switch to dark. */
 (() => {
   const {all, one, looks, state, redraw, focus, inTheme} = charts;
+  const site = document.title;
 
   // Optimizers: shown, hidden, in focus -------------------------------------------------------------------------------
 
@@ -75,7 +76,7 @@
       else link.removeAttribute("aria-current");
     }
     const name = page.id === "/" ? "" : `${one("h1", page).textContent} \u2013 `;
-    document.title = `${name}Optimizer comparison`;
+    document.title = `${name}${site}`;
     if (target && target !== page) target.scrollIntoView();
     else if (target) scrollTo(0, 0);
   }

@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from ase.optimize import BFGS, FIRE, FIRE2, LBFGS, BFGSLineSearch, LBFGSLineSearch
-from ase.optimize.sciopt import SciPyFminCG
 from ase.utils.abc import Optimizable
 
 from frankenstein.ase import Frankenstein
 from frankenstein.relaxation import RelaxationRule
+from frankenstein.structures.methods import METHODS as OPTIMIZERS
+from frankenstein.structures.methods import optimizer_class
 
 __all__ = ["METHODS", "VARIANTS", "Method", "Outcome", "PairCluster", "descend", "find_method"]
 
@@ -51,8 +51,8 @@ class Outcome:
     seconds: float
 
 
-def _ase(optimizer: type) -> Callable[[Optimizable, float], Any]:
-    return lambda optimizable, fmax: optimizer(optimizable, logfile=None).run(fmax=fmax)
+def _ase(name: str) -> Callable[[Optimizable, float], Any]:
+    return lambda optimizable, fmax: optimizer_class(name)(optimizable, logfile=None).run(fmax=fmax)
 
 
 def _variant(**constants: Any) -> Callable[[Optimizable, float], Any]:
@@ -83,15 +83,8 @@ def steepest_descent(optimizable: Optimizable, fmax: float, first_step: float = 
 
 
 METHODS: dict[str, Method] = {
-    "frankenstein": Method("Frankenstein", _ase(Frankenstein)),
+    **{name: Method(method.title, _ase(name)) for name, method in OPTIMIZERS.items()},
     "sd": Method("steepest descent", steepest_descent),
-    "fire": Method("FIRE", _ase(FIRE)),
-    "fire2": Method("FIRE2", _ase(FIRE2)),
-    "cg": Method("CG", _ase(SciPyFminCG)),
-    "bfgs": Method("BFGS", _ase(BFGS)),
-    "bfgsls": Method("BFGSLineSearch", _ase(BFGSLineSearch)),
-    "lbfgs": Method("LBFGS", _ase(LBFGS)),
-    "lbfgsls": Method("LBFGSLineSearch", _ase(LBFGSLineSearch)),
 }
 """By the names used on the command line and in records."""
 

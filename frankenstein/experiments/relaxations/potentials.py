@@ -1,4 +1,4 @@
-"""Pair potentials of clusters in reduced units, no cutoff: energy and forces in one vectorised call."""
+"""Clusters to start from, and the potentials that they are minimised in."""
 
 from __future__ import annotations
 
@@ -6,31 +6,11 @@ from collections.abc import Callable
 
 import numpy as np
 
+from frankenstein.structures.potentials import apart, lennard_jones
+
 __all__ = ["lennard_jones", "morse", "random_cluster"]
 
 Potential = Callable[[np.ndarray], tuple[float, np.ndarray]]
-
-
-def lennard_jones(positions: np.ndarray) -> tuple[float, np.ndarray]:
-    """Return energy and forces of a Lennard-Jones cluster, epsilon = sigma = 1.
-
-    Args:
-        positions: (n_atoms, 3).
-
-    Returns:
-        energy: A number.
-        forces: (n_atoms, 3).
-
-    Example:
-        >>> energy, forces = lennard_jones(np.array([[0.0, 0, 0], [2 ** (1 / 6), 0, 0]]))
-        >>> round(energy, 12), bool(abs(forces).max() < 1e-12)
-        (-1.0, True)
-    """
-    apart, squared = _apart(positions)
-    inverse = 1.0 / squared
-    sixth = inverse * inverse * inverse
-    push = sixth * (48.0 * sixth - 24.0) * inverse  # force over distance
-    return float(2.0 * (sixth * (sixth - 1.0)).sum()), np.einsum("ij,cij->ic", push, apart)
 
 
 def morse(rho: float) -> Potential:
@@ -43,22 +23,13 @@ def morse(rho: float) -> Potential:
     """
 
     def potential(positions: np.ndarray) -> tuple[float, np.ndarray]:
-        apart, squared = _apart(positions)
+        vectors, squared = apart(positions)
         distance = np.sqrt(squared)
         decay = np.exp(rho * (1.0 - distance))  # 0 on the diagonal, where the distance is infinite
         push = 2.0 * rho * decay * (decay - 1.0) / distance
-        return float(0.5 * (decay * (decay - 2.0)).sum()), np.einsum("ij,cij->ic", push, apart)
+        return float(0.5 * (decay * (decay - 2.0)).sum()), np.einsum("ij,cij->ic", push, vectors)
 
     return potential
-
-
-def _apart(positions: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return the vectors between all atoms, (3, n, n), and their squared lengths, infinite on the diagonal."""
-    columns = np.ascontiguousarray(positions.T)
-    apart = columns[:, :, None] - columns[:, None, :]
-    squared = apart[0] * apart[0] + apart[1] * apart[1] + apart[2] * apart[2]
-    squared.flat[:: len(positions) + 1] = np.inf
-    return apart, squared
 
 
 def random_cluster(n_atoms: int, rng: np.random.Generator, *, closest: float = 0.5, reach: float = 0.8) -> np.ndarray:
