@@ -14,8 +14,8 @@ the gradient, u the last displacement:
     m    the momentum: instead of one fading displacement, the last `memory` displacements with the changes of the
          gradient along them, applied as in the limited-memory BFGS method (Nocedal 1980). This was added.
 
-No energy is used and there is no line search: one gradient per step. Three sums and three maxima over the atoms, whatever
-the memory, are all that processes sharing a system must exchange.
+No energy is used and there is no line search: one gradient per step. Processes that share a system must exchange three
+sums and three maxima over the atoms, whatever the memory.
 """
 
 from __future__ import annotations
