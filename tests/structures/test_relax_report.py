@@ -46,9 +46,7 @@ def test_the_page_draws_its_charts_and_tells_what_is_under_the_pointer(browser, 
     assert "3 of 3 structures converged" in page.locator(".lead").inner_text()
     assert page.locator("figure").count() == (3 if compare else 2)
     labels = page.locator(".legend li").all_inner_texts()
-    assert sorted(labels) == (
-        ["CG", "FIRE", "Frankenstein"] if compare else [f"some-{i:04d}" for i in range(3)]
-    )
+    assert sorted(labels) == (["CG", "FIRE", "Frankenstein"] if compare else [f"some-{i:04d}" for i in range(3)])
     chart = page.locator("#\\/fmax .plot")
     n_lines = chart.locator("svg .mark-line path").count()
     assert n_lines == 3
