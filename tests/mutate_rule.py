@@ -58,7 +58,7 @@ RELAXATION = {
 
 RULES = [
     Rule("frankenstein/rule.py", [f"tests/{p.name}" for p in sorted((ROOT / "tests").glob("test_rule*.py"))], UPDATE),
-    Rule("frankenstein/relaxation/rule.py", ["tests/relaxation/test_rule.py"], RELAXATION),
+    Rule("frankenstein/relaxation/rule.py", ["tests/relaxation/test_relaxation_rule.py"], RELAXATION),
 ]
 
 
