@@ -14,6 +14,7 @@ N_POINTS = 200  # of a curve: more than the eye can tell
 
 def distribution(found: list[Summary], name: str, title: str) -> Chart:
     """Return the share of starts that a method has minimised within so many force calls."""
+    found = [summary for summary in found if summary.n_failed < len(summary.calls)]
     rows: list[Row] = []
     for summary in found:
         calls = np.sort(np.where(summary.converged & ~summary.is_lost, summary.calls, np.inf))
@@ -26,14 +27,19 @@ def distribution(found: list[Summary], name: str, title: str) -> Chart:
         "height": 320,
         "mark": {"type": "line", "interpolate": "step-after", "strokeWidth": 2.2},
         "encoding": {
-            "x": {"field": "calls", "type": "quantitative", "scale": {"type": "log"}, "title": "force calls"},
+            "x": {
+                "field": "calls",
+                "type": "quantitative",
+                "scale": {"type": "log", "nice": False},
+                "title": "force calls",
+            },
             "y": {"field": "share", "type": "quantitative", "title": "minimised, %", "scale": {"domain": [0, 100]}},
             "color": colour(found),
             "strokeDash": {"field": "method", "type": "nominal", "legend": None, "scale": _dashes(found)},
             "tooltip": [{"field": "method"}, {"field": "calls"}, {"field": "share", "format": ".0f"}],
         },
     }
-    caption = "Further left and higher is better. A curve that ends below 100 % stands for runs that failed."
+    caption = "Further left and higher is better. A curve that ends below 100 % had runs that failed; one that is missing, only those."
     return Chart(name, title, caption, spec, rows)
 
 
