@@ -39,7 +39,7 @@ def distribution(found: list[Summary], name: str, title: str) -> Chart:
             "tooltip": [{"field": "method"}, {"field": "calls"}, {"field": "share", "format": ".0f"}],
         },
     }
-    caption = "Further left and higher is better. A curve that ends below 100 % had runs that failed; one that is missing, only those."
+    caption = "Further left and higher is better. Where a curve ends below 100 %, the rest of the runs failed."
     return Chart(name, title, caption, spec, rows)
 
 
