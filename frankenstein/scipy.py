@@ -10,13 +10,23 @@ from typing import Any
 import numpy as np
 from scipy.optimize import OptimizeResult, approx_fprime
 
-from frankenstein.relaxation import REASONS, minimize
+from frankenstein.relaxation import minimize
 from frankenstein.relaxation.run import Reason
 
 __all__ = ["frankenstein"]
 
 STATUS: dict[Reason, int] = {"converged": 0, "maxcalls": 1, "stalled": 2, "nonfinite": 3, "timeout": 4, "stopped": 99}
 """`OptimizeResult.status` of each reason; the first three and the last are those of SciPy's own methods."""
+
+MESSAGES: dict[Reason, str] = {
+    "converged": "no component of the gradient at x is larger than gtol",
+    "maxcalls": "the evaluations that were allowed are used up",
+    "stalled": "the next step is too small to change x in floating point, or too large for it",
+    "nonfinite": "the value or the gradient is not finite; x is the last point where they were, or the start",
+    "timeout": "the time that was allowed is used up",
+    "stopped": "the callback asked to stop",
+}
+"""What each reason means for a function."""
 
 
 def frankenstein(
@@ -31,7 +41,7 @@ def frankenstein(
     constraints: Any = (),
     callback: Callable[..., Any] | None = None,
     tol: float | None = None,
-    gtol: float = 1e-5,
+    gtol: float | None = None,
     maxcalls: int = 10_000,
     maxiter: int | None = None,
     maxstep: float | None = None,
@@ -48,15 +58,16 @@ def frankenstein(
         x0: (n,) start. Never modified.
         args: Further arguments of `fun` and `jac`.
         jac: Gradient (n,), called as `jac(x, *args)`. True: `fun` returns it too. None: forward differences, which
-            cost n + 1 more calls of `fun` per iteration and are too coarse for a small `gtol`.
+            cost n more calls of `fun` per iteration and are too coarse for a small `gtol`. (SciPy hands
+            over None for its other difference schemes, too.)
         hess: Not used.
         hessp: Not used.
         bounds: Must be None.
         constraints: Must be empty.
-        callback: Called after every call as `callback(intermediate_result)`, if that is its argument's name, or
-            `callback(x)`; `StopIteration` ends the run.
-        tol: The same as `gtol`, which it replaces.
-        gtol: Ends when no component of the gradient is larger.
+        callback: Called after every evaluation, that of x0 too, as `callback(intermediate_result)` if that is its
+            argument's name, else as `callback(x)`; `StopIteration` ends the run.
+        tol: Used as `gtol` where that is not given.
+        gtol: Ends when no component of the gradient is larger; by default 1e-5.
         maxcalls: Most evaluations of the gradient.
         maxiter: Most iterations, which is one less; for those used to it.
         maxstep: Longest step of one variable, in its unit; None: no limit beyond the one that the method keeps.
@@ -88,18 +99,20 @@ def frankenstein(
 
         warnings.warn(f"Unknown solver options: {', '.join(unknown)}", OptimizeWarning, stacklevel=3)
     if maxiter is not None:
-        maxcalls = min(maxcalls, maxiter + 1)
+        if not (isinstance(maxiter, int | np.integer) and maxiter >= 0):
+            raise ValueError(f"Invalid maxiter: {maxiter!r}; allowed are whole numbers of at least 0")
+        maxcalls = min(maxcalls, int(maxiter) + 1)
     counted = _Counted(fun, args, jac)
     result = minimize(
         counted.value_and_grad,
         np.atleast_1d(np.asarray(x0, dtype=np.float64)),
-        gtol=gtol if tol is None else tol,
+        gtol=next(value for value in (gtol, tol, 1e-5) if value is not None),
         maxcalls=maxcalls,
         maxstep=maxstep,
         timeout=timeout,
         callback=_scipy_callback(callback),
     )
-    message = f"Optimization terminated: {REASONS[result.reason]}."
+    message = f"Optimization terminated: {MESSAGES[result.reason]}."
     if disp:
         print(f"{message} Value {result.fun:.6g}, {result.calls} evaluations.")
     return OptimizeResult(
@@ -130,7 +143,9 @@ class _Counted:
         if callable(self.jac):
             gradient = self.jac(x.copy(), *self.args)
         else:
-            gradient = approx_fprime(x.copy(), lambda y: _number(self._value(y)))
+            known = _number(value)
+            others = lambda y: known if np.array_equal(y, x) else _number(self._value(y))  # noqa: E731
+            gradient = approx_fprime(x.copy(), others)
         return _number(value), np.asarray(gradient, dtype=np.float64)
 
     def _value(self, x: np.ndarray) -> Any:
@@ -139,7 +154,10 @@ class _Counted:
 
 
 def _number(value: Any) -> float:
-    return float(np.asarray(value).item())
+    array = np.asarray(value)
+    if array.size != 1:
+        raise ValueError(f"Invalid value of the function: its shape is {array.shape}; it must be one number")
+    return float(array.item())
 
 
 def _scipy_callback(callback: Callable[..., Any] | None) -> Callable[[np.ndarray, float, float], None] | None:

@@ -90,6 +90,8 @@ class Frankenstein(Optimizer):
             "differentiable": differentiable,
         }
         _check_options(defaults)
+        if hasattr(params, "get_positions"):  # the class of the same name for ASE is meant
+            raise TypeError("params are atoms; for these: from frankenstein.ase import Frankenstein")
         super().__init__(params, defaults)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:

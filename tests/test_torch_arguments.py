@@ -136,3 +136,12 @@ def test_params(params, error, message):
     """Guards against our own checks hiding what torch says about parameters."""
     with pytest.raises(error, match=message):
         Frankenstein(params)
+
+
+def test_atoms_are_sent_to_the_class_for_atoms():
+    class Atoms:
+        def get_positions(self):
+            raise AssertionError
+
+    with pytest.raises(TypeError, match=r"^params are atoms; for these: from frankenstein\.ase import Frankenstein$"):
+        Frankenstein(Atoms())

@@ -50,7 +50,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="frankenstein", description="The Frankenstein optimizer, and a fair comparison of optimizers."
+        prog="frankenstein",
+        description="The Frankenstein optimizer: compare optimizers on equal terms, relax atoms, repeat experiments.",
     )
     parser.add_argument("--version", action="version", version=f"frankenstein-optimizer {frankenstein.__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")

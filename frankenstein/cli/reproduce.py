@@ -34,8 +34,10 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--workers", type=positive, metavar="N", help="processes (default: one per processor)")
     parser.add_argument("--starts", type=positive, metavar="N", help="only the first N starts of each kind of system")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these methods")
-    parser.add_argument("--structures", nargs="+", default=[], metavar="PATH", help="table4: your own structures")
-    parser.add_argument("--calculator", metavar="MODULE:FACTORY", help="table4: your own ASE calculator")
+    parser.add_argument(
+        "--structures", nargs="+", default=[], metavar="PATH", help="table4 --preset paper: your structures"
+    )
+    parser.add_argument("--calculator", metavar="MODULE:FACTORY", help="table4 --preset paper: your ASE calculator")
     parser.set_defaults(run=run)
 
 
@@ -57,7 +59,10 @@ def run(options: argparse.Namespace) -> int:
         from frankenstein.experiments.experiment import ExperimentError
 
         module = import_module(experiment.module)
+    if name != "table4" and (options.structures or options.calculator):
+        raise UsageError("--structures and --calculator belong to table4")
     out = options.out or Path("runs") / name
+    _claim(out, name)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # a polite kill is a Ctrl-C
     with _Bar() as bar:
         try:
@@ -73,6 +78,25 @@ def run(options: argparse.Namespace) -> int:
     return _show(findings, out)
 
 
+def _claim(out: Path, name: str) -> None:
+    """Note in the folder whose it is.
+
+    Raises:
+        UsageError: It is another experiment's, or cannot be written.
+    """
+    note = out / "experiment.txt"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        owner = note.read_text(encoding="utf-8").strip() if note.exists() else ""
+        if not owner and any(out.iterdir()):
+            raise UsageError(f"{out} holds something else; choose an empty folder with --out")
+        if owner and owner != name:
+            raise UsageError(f"{out} holds {owner}; choose another folder with --out")
+        note.write_text(f"{name}\n", encoding="utf-8")
+    except OSError as error:
+        raise UsageError(f"cannot use {out}: {error.strerror}; choose a writable folder with --out") from None
+
+
 def _asked(options: argparse.Namespace, out: Path, bar: _Bar, module: Any) -> Options:
     from frankenstein.experiments.experiment import Options
 
@@ -86,7 +110,7 @@ def _asked(options: argparse.Namespace, out: Path, bar: _Bar, module: Any) -> Op
         data=data,
         workers=options.workers,
         n_starts=options.starts,
-        methods=choose("method", options.methods, known, known) if options.methods else None,
+        methods=choose("method", [name.lower() for name in options.methods], known, known) if options.methods else None,
         structures=tuple(options.structures),
         calculator=options.calculator,
         say=say,

@@ -40,7 +40,12 @@ def findings(records: list[Record]) -> Findings:
             means = {summary.method: summary for summary in found}
             here = means[method]
             failed = f" ({here.n_failed} failed)" if here.n_failed else ""
-            cells.append(Cell(f"{here.mean_calls:.3g}{failed}", numbers={"": here.mean_calls, "failed": here.n_failed}))
+            cells.append(
+                Cell(
+                    f"{here.mean_calls:.{0 if here.mean_calls >= 100 else 1}f}{failed}",
+                    numbers={"": here.mean_calls, "failed": here.n_failed},
+                )
+            )
         rows.append([*cells, Cell(f"{changes[method]:.2f}", numbers={"": changes[method]})])
     columns = ["the rule with", *(KINDS[name].title for name in by_kind), "calls, relative"]
     note = "mean force calls; last column: geometric mean over the kinds, relative to the whole rule"

@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 
 from frankenstein.compare.report import charts
+from frankenstein.compare.report.charts.chart import Chart
 from frankenstein.compare.report.formats import Table, csv, latex
 from frankenstein.experiments.experiment import Findings
 
@@ -46,16 +47,17 @@ def write(findings: Findings, folder: Path) -> list[Path]:
             written.append(folder / "tables" / f"{table.name}.{suffix}")
             written[-1].write_text(content, encoding="utf-8")
     drawings = []
-    for chart in findings.charts:
+    shown = [chart for chart in findings.charts if chart.rows]  # none where every run failed
+    for chart in shown:
         paths = [folder / "figures" / f"{chart.name}.{suffix}" for suffix in ("png", "svg")]
         charts.save(chart, *paths)
         written += paths
         drawings.append(paths[1].read_text(encoding="utf-8"))
-    written[0].write_text(_page(findings, drawings), encoding="utf-8")
+    written[0].write_text(_page(findings, shown, drawings), encoding="utf-8")
     return written
 
 
-def _page(findings: Findings, drawings: list[str]) -> str:
+def _page(findings: Findings, shown: list[Chart], drawings: list[str]) -> str:
     parts = [f"<h1>{escape(findings.title)}</h1>", "<ul>"]
     parts += [f"<li>{escape(sentence)}</li>" for sentence in findings.sentences]
     parts.append("</ul>")
@@ -65,7 +67,7 @@ def _page(findings: Findings, drawings: list[str]) -> str:
         body = "".join(f"<tr>{''.join(map(_cell, row))}</tr>" for row in table.rows)
         parts.append(f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>")
         parts += [f'<p class="note">{escape(note)}</p>' for note in table.notes]
-    for chart, drawing in zip(findings.charts, drawings, strict=True):
+    for chart, drawing in zip(shown, drawings, strict=True):
         parts.append(f"<figure>{drawing}<figcaption>{escape(chart.caption)}</figcaption></figure>")
     return (
         f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(findings.title)}</title>'

@@ -75,7 +75,8 @@ def overview(by_kind: dict[str, list[Summary]]) -> Table:
             if summary is None:
                 cells.append(Cell(""))
                 continue
-            text = f"{summary.mean_calls:.3g}" + (f" ({summary.n_failed} failed)" if summary.n_failed else "")
+            digits = 0 if summary.mean_calls >= 100 else 1
+            text = f"{summary.mean_calls:.{digits}f}" + (f" ({summary.n_failed} failed)" if summary.n_failed else "")
             is_best = summary.n_failed == 0 and summary.mean_calls == min(sound)
             cells.append(Cell(text, is_best, {"": summary.mean_calls, "failed": summary.n_failed}))
         rows.append(cells)

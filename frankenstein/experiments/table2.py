@@ -10,7 +10,7 @@ from frankenstein.compare.report.formats import Cell, Table
 from frankenstein.compare.store.records import Record
 from frankenstein.experiments.experiment import Findings, Options
 from frankenstein.experiments.relaxations import charts
-from frankenstein.experiments.relaxations.kinds import KINDS
+from frankenstein.experiments.relaxations.kinds import KINDS, LJ38
 from frankenstein.experiments.relaxations.runner import jobs, run
 from frankenstein.experiments.relaxations.summary import Summary, summaries, table
 
@@ -32,6 +32,8 @@ PUBLISHED = {
 def reproduce(options: Options) -> Findings:
     """Run the protocol of OptBench: until the largest force is 0.01, at most 10,000 force calls."""
     n_starts = min(options.n_starts or KINDS[KIND].n_starts, KINDS[KIND].n_starts)
+    if options.data is None or not (options.data / LJ38).exists():
+        options.say(f"clusters are made here by the same rule; the published table has those of {LJ38} (--data-dir)")
     todo = jobs([KIND], options.methods or METHODS, {KIND: n_starts}, options.data)
     with local_executor(options.workers, 1, 0.0) as executor:
         records = run(todo, options.out, executor, options.progress, options.say)
@@ -53,7 +55,7 @@ def findings(records: list[Record]) -> Findings:
         f"{BLOWN_APART:g}); such runs count with the calls that they used, and not in the mean energy",
     ]
     main = table(found, "table2", f"LJ38, {len(found[0].calls) if found else 0} clusters: force calls", notes)
-    main.columns.append("global minimum")
+    main.columns.append("times in the global minimum")
     for row, summary in zip(main.rows, found, strict=True):
         n_global = int((summary.energies < GLOBAL_MINIMUM + SAME_MINIMUM).sum())
         row.append(Cell(str(n_global), numbers={"": n_global}))

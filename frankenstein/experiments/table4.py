@@ -6,6 +6,7 @@ two models whose weights come with their packages; `paper` takes any structures 
 
 from __future__ import annotations
 
+import math
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -50,10 +51,12 @@ def _local(options: Options) -> tuple[list[str], Path, int]:
 
 
 def _own(options: Options) -> tuple[list[str], Path, int]:
-    if len(options.structures) != 1 or not options.calculator:
+    if len(options.structures) > 1:
+        raise ExperimentError("--structures takes one file or one folder; put several files into a folder")
+    if not options.structures or not options.calculator or not _is_model(options.calculator):
         raise ExperimentError(
             "--preset paper needs --structures PATH (a file or a folder that ASE reads) and --calculator NAME: chgnet, "
-            "sevennet, or module:Factory (mace.calculators:mace_mp, say)"
+            "sevennet, or module:Factory (ase.calculators.emt:EMT, mace.calculators:mace_mp, say)"
         )
     path = Path(options.structures[0])
     if not path.exists():
@@ -63,7 +66,16 @@ def _own(options: Options) -> tuple[list[str], Path, int]:
         crystals.calculator(options.calculator)
     except Exception as error:
         raise ExperimentError(f"{' '.join(str(error).split()) or type(error).__name__}") from None
+    flat = next((number for number, atoms in enumerate(structures) if atoms.cell.rank < 3), None)
+    if flat is not None:
+        raise ExperimentError(
+            f"structure {flat} of {path} has no cell, and the cell is relaxed here; see `frankenstein relax`"
+        )
     return [f"own/{options.calculator}"], path, min(options.n_starts or len(structures), len(structures))
+
+
+def _is_model(name: str) -> bool:
+    return name in MODELS or ":" in name
 
 
 def findings(records: list[Record]) -> Findings:
@@ -77,6 +89,8 @@ def findings(records: list[Record]) -> Findings:
         tables.append(_table(found, own, n_atoms, model))
         figures.append(charts.distribution(found, f"table4-{_plain(model)}", f"{model}: crystals relaxed"))
         sentences += _sentences(found, model)
+        failures = dict.fromkeys(record["reason"] for record in own if record["reason"].startswith("failed: "))
+        sentences += [f"{model}: {failure}" for failure in failures]
     tables.append(_published())
     return Findings("Table 4: crystals", sentences, tables, figures)
 
@@ -87,23 +101,25 @@ def _plain(model: str) -> str:
 
 def errors(found: list[Summary], n_atoms: np.ndarray) -> dict[str, np.ndarray]:
     """Return for each method the energy per atom (eV) above the lowest that any of them found, start by start."""
-    lowest = np.nanmin([summary.energies for summary in found], axis=0)
+    energies = np.array([summary.energies for summary in found])
+    lowest = np.min(np.where(np.isnan(energies), np.inf, energies), axis=0)
     return {summary.method: (summary.energies - lowest) / n_atoms for summary in found}
 
 
 def _table(found: list[Summary], records: list[Record], n_atoms: dict[int, int], model: str) -> Table:
-    starts = sorted(n_atoms)[: len(found[0].calls)]
-    above = errors(found, np.array([n_atoms[start] for start in starts]))
+    starts = sorted({record["start"] for record in records})[: len(found[0].calls)]
+    above = errors(found, np.array([n_atoms.get(start, 1) for start in starts]))
     rows = []
     for summary in found:
         error = above[summary.method]
         n_far = int((error > FAR_OFF).sum())
-        mean = 1000 * float(np.nanmean(error))
+        known = error[np.isfinite(error)]
+        mean = 1000 * float(known.mean()) if len(known) else math.nan
         numbers: list[tuple[str, float]] = [
             (f"{summary.mean_calls:.1f}", summary.mean_calls),
             (f"{summary.calls.max():.0f}", float(summary.calls.max())),
             (f"{summary.n_failed} of {len(summary.calls)}", summary.n_failed),
-            (f"{mean:.2f}", mean),
+            ("" if math.isnan(mean) else f"{mean:.2f}", mean),
             (str(n_far), n_far),
             (f"{summary.seconds.sum():.0f}", float(summary.seconds.sum())),
         ]
@@ -134,7 +150,9 @@ def _sentences(found: list[Summary], model: str) -> list[str]:
     ours = means.get("frankenstein")
     if ours is None:
         return []
-    others = [summary for summary in found if summary is not ours]
+    others = [summary for summary in found if summary is not ours and summary.mean_calls > 0]
+    if not others or ours.n_failed == len(ours.calls):
+        return []
     parts = [f"{ours.mean_calls / summary.mean_calls:.2f} of {summary.title}'s" for summary in others]
     failures = ", ".join(f"{summary.title} {summary.n_failed}" for summary in found)
     return [

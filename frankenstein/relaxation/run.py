@@ -125,6 +125,7 @@ def minimize(
 
     def energy_and_forces(positions: Array, _: np.ndarray) -> tuple[Array, Array]:
         value, gradient = value_and_grad(positions.reshape(shape))
+        gradient = gradient if hasattr(gradient, "shape") else xp.asarray(gradient)
         if tuple(gradient.shape) != shape:
             raise ValueError(f"Invalid gradient: its shape is {tuple(gradient.shape)}, that of x {shape}")
         return xp.asarray(_detached(value)).reshape(1), -_detached(gradient).reshape(rows)
@@ -217,6 +218,7 @@ class _Run:
         _check_positive(fmax=fmax, maxstep=maxstep)
         if system_idx is None:
             system_idx = xp.zeros_like(positions[:, 0], dtype=xp.int64)
+        system_idx = _integers(system_idx, xp, positions)
         if tuple(system_idx.shape) != (len(positions),):
             raise ValueError(f"Invalid system_idx: its shape is {tuple(system_idx.shape)}, for {len(positions)} atoms")
         self.energy_and_forces, self.rule, self.fmax, self.maxstep = energy_and_forces, rule, fmax, maxstep
@@ -267,14 +269,16 @@ class _Run:
 
     def _evaluate(self) -> np.ndarray:
         """Call the function; return which systems have something that is not finite. Those are set back."""
-        energies, forces = self.energy_and_forces(self.positions, self.numbers)
+        energies, forces = (self._array(values) for values in self.energy_and_forces(self.positions, self.numbers))
+        if len(self.numbers) == 1 and tuple(energies.shape) == ():
+            energies = energies.reshape(1)
         if tuple(energies.shape) != self.numbers.shape or forces.shape != self.positions.shape:
             raise ValueError(
                 f"Invalid energies or forces: their shapes are {tuple(energies.shape)} and {tuple(forces.shape)}; "
                 f"wanted are {self.numbers.shape} and {tuple(self.positions.shape)}"
             )
         energies = to_numpy(energies)
-        gradient = -self.xp.asarray(_detached(forces), dtype=self.xp.float64)
+        gradient = -self.xp.asarray(forces, dtype=self.xp.float64)
         is_good = np.isfinite(energies) & np.isfinite(to_numpy(self.systems.sum(abs(gradient))).sum(1))
         good = self.numbers[is_good]
         self.calls[self.numbers] += 1
@@ -288,9 +292,14 @@ class _Run:
             self.positions = self.xp.where(keep, self.positions, self.previous)
         return ~is_good
 
+    def _array(self, values: Any) -> Array:
+        """Return what the function returned as an array beside the positions."""
+        return _detached(values) if hasattr(values, "shape") else self.xp.asarray(values, **_device(self.positions))
+
     def _step(self) -> np.ndarray:
         """Take a step; return which systems have not moved at all."""
-        displacement, self.state = update(self.state, self.gradient, self.systems, self.rule, self.maxstep)
+        with np.errstate(over="ignore", invalid="ignore"):  # of a function without a bound; the next call tells
+            displacement, self.state = update(self.state, self.gradient, self.systems, self.rule, self.maxstep)
         self.previous = self.positions
         self.positions = self.positions + self.xp.asarray(displacement, dtype=self.positions.dtype)
         moved = self.xp.asarray(self.positions != self.previous, dtype=self.xp.float64)
@@ -304,7 +313,10 @@ class _Run:
             self.reasons[number] = reason
         _, gone = self.systems.select(is_over)
         where = self.atoms[gone]
-        self.final[where], self.final_gradient[where] = self.positions[gone], self.gradient[gone]
+        self.final[where] = self.positions[gone]
+        known = np.isfinite(self.energies[self.numbers[is_over]])  # else there is no gradient to tell
+        told = self.xp.asarray(np.repeat(known, self.systems.counts[is_over]), **_device(self.gradient))
+        self.final_gradient[where[told]] = self.gradient[gone[told]]
         self.numbers = self.numbers[~is_over]
         if len(self.numbers) == 0:
             return
@@ -315,6 +327,14 @@ class _Run:
         self.state = State(
             **{name: field[kept if name in PER_ATOM else systems] for name, field in self.state._asdict().items()}
         )
+
+
+def _integers(system_idx: Any, xp: Any, positions: Array) -> Array:
+    """Return the indices as integers beside the positions, whatever they were given as."""
+    numbers = to_numpy(system_idx) if hasattr(system_idx, "shape") else np.asarray(system_idx)
+    if numbers.dtype.kind not in "iu" or (numbers.size and numbers.min() < 0):
+        raise ValueError("Invalid system_idx: allowed are whole numbers of at least 0, the system of each atom")
+    return xp.asarray(numbers, dtype=xp.int64, **_device(positions))
 
 
 def _check_positive(**numbers: float) -> None:

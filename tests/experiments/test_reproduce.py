@@ -111,6 +111,12 @@ def test_the_list_names_every_experiment(capsys):
         (["reproduce", "table2", "--starts", "0"], "'0' is not a whole number of at least 1"),
         (["reproduce", "table4", "--preset", "paper"], "--preset paper needs --structures PATH"),
         (["reproduce", "table4", "--calculator", "x:Y"], "--structures and --calculator belong to --preset paper"),
+        (["reproduce", "table2", "--calculator", "x:Y"], "--structures and --calculator belong to table4"),
+        (
+            ["reproduce", "table4", "--preset", "paper", "--structures", "a", "b"],
+            "--structures takes one file or one folder",
+        ),
+        (["reproduce", "table4", "--preset", "paper", "--structures", "a", "--calculator", "emt"], "or module:Factory"),
         (["reproduce", "table4"], "needs crystals/wbm_972.extxyz.gz in the folder of --data-dir or FRANKENSTEIN_DATA"),
         (
             ["reproduce", "table4", "--preset", "paper", "--structures", "none.cif", "--calculator", "a:B"],
@@ -140,6 +146,30 @@ def test_table_2_runs_is_shown_and_written_and_goes_on(capsys, tmp_path, monkeyp
     assert main([*words, "--starts", "3"]) == 0
     assert (tmp_path / "records.jsonl").read_text().startswith(first)
     assert len((tmp_path / "records.jsonl").read_text().splitlines()) == 6
+
+
+def test_a_folder_belongs_to_one_experiment(capsys, tmp_path):
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "experiment.txt").write_text("table4\n")
+    assert main(["reproduce", "fig11", "--out", str(tmp_path / "one")]) == 2
+    assert "one holds table4; choose another folder with --out" in capsys.readouterr().err
+    (tmp_path / "two").mkdir()
+    (tmp_path / "two" / "thesis.tex").touch()
+    assert main(["reproduce", "fig11", "--out", str(tmp_path / "two")]) == 2
+    assert "two holds something else; choose an empty folder" in capsys.readouterr().err
+
+
+def test_runs_that_all_fail_are_told_and_not_averaged(capsys, tmp_path):
+    """EMT does not know silicon: no ratio, no NaN, and the calculator's own words."""
+    from ase.build import bulk
+    from ase.io import write
+
+    write(tmp_path / "si.cif", bulk("Si", cubic=True))
+    words = ["reproduce", "table4", "--preset", "paper", "--out", str(tmp_path / "out"), "--workers", "1"]
+    assert main([*words, "--structures", str(tmp_path / "si.cif"), "--calculator", "ase.calculators.emt:EMT"]) == 0
+    printed = capsys.readouterr().out
+    assert "failed: NotImplementedError: No EMT-potential for Si" in printed
+    assert "1 of 1" in printed and "nan" not in printed and "takes" not in printed
 
 
 def test_fig_11_draws_both_ways_down(capsys, tmp_path, monkeypatch):

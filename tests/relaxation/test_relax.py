@@ -210,6 +210,8 @@ def test_whole_numbers_are_read_as_positions():
         ({"positions": np.zeros((0, 3))}, r"Invalid positions: their shape is \(0, 3\)"),
         ({"system_idx": np.array([0])}, r"Invalid system_idx: its shape is \(1,\), for 2 atoms"),
         ({"system_idx": np.array([1, 0])}, "Invalid system_idx: it must ascend"),
+        ({"system_idx": np.array([0, -1])}, "Invalid system_idx: allowed are whole numbers of at least 0"),
+        ({"system_idx": [0.0, 0.5]}, "Invalid system_idx: allowed are whole numbers of at least 0"),
         ({"system_idx": np.array([0, 2])}, "Invalid system_idx: system 1 has no atom"),
     ],
 )
@@ -229,6 +231,25 @@ def test_arrays_that_are_no_arrays_get_one_clear_line():
 def test_results_of_a_wrong_shape_get_one_clear_line(energies, forces):
     with pytest.raises(ValueError, match=r"^Invalid energies or forces: their shapes are"):
         relax(lambda *_: (energies, forces), STARTS[1], fmax=FMAX)
+
+
+def test_one_structure_may_return_a_plain_number_and_lists_are_arrays():
+    def plain(positions, _):
+        energy, forces = lennard_jones(positions)
+        return float(energy), forces.tolist()
+
+    result = relax(plain, STARTS[0], [0] * 13, fmax=FMAX)
+    np.testing.assert_array_equal(result.positions, ALONE[0].positions)
+
+
+def test_where_there_was_no_finite_value_there_is_no_gradient():
+    result = minimize(lambda x: (float("nan"), np.zeros(2)), np.array([np.nan, 1.0]))
+    assert result.reason == "nonfinite" and np.isnan(result.grad).all() and np.isnan(result.gnorm)
+
+
+def test_a_function_without_a_bound_ends_without_warnings():
+    result = minimize(lambda x: (-x.sum(), -np.ones(2)), np.zeros(2))
+    assert not result.converged and result.reason in ("stalled", "nonfinite")
 
 
 def test_every_reason_has_its_words():

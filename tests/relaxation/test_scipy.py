@@ -10,7 +10,7 @@ from scipy.optimize import OptimizeResult, OptimizeWarning, minimize, rosen, ros
 
 from frankenstein.relaxation import REASONS
 from frankenstein.relaxation import minimize as own_minimize
-from frankenstein.scipy import STATUS, frankenstein
+from frankenstein.scipy import MESSAGES, STATUS, frankenstein
 
 START = np.array([-1.2, 1.0, 0.5])
 
@@ -35,7 +35,7 @@ def test_every_way_to_give_the_gradient(way):
     gtol = 1e-3 if way == "differences" else 1e-8
     result = minimize(value, START, jac=jac, method=frankenstein, options={"gtol": gtol})
     assert isinstance(result, OptimizeResult)
-    assert result.success and result.status == 0 and "within the tolerance" in result.message
+    assert result.success and result.status == 0 and "larger than gtol" in result.message
     assert np.abs(result.jac).max() <= gtol
     np.testing.assert_allclose(result.x, 1.0, atol=10 * gtol)
     assert result.fun == rosen(result.x)
@@ -44,7 +44,7 @@ def test_every_way_to_give_the_gradient(way):
     if way == "apart":
         assert result.njev == gradient.calls == result.nfev
     if way == "differences":
-        assert result.nfev == result.njev * (len(START) + 2)
+        assert result.nfev == result.njev * (len(START) + 1)
 
 
 def test_it_takes_the_path_of_the_rule():
@@ -69,6 +69,8 @@ def test_args_reach_the_function_and_the_gradient():
 def test_tol_is_gtol():
     result = minimize(both, START, jac=True, method=frankenstein, tol=1e-2)
     assert 1e-5 < np.abs(result.jac).max() <= 1e-2
+    exact = minimize(both, START, jac=True, method=frankenstein, tol=1e-2, options={"gtol": 1e-9})  # as in SciPy
+    assert np.abs(exact.jac).max() <= 1e-9
 
 
 def test_the_function_may_spoil_what_it_is_given():
@@ -96,11 +98,11 @@ def test_a_run_that_did_not_converge_does_not_claim_success(options, function, r
     result = minimize(function, START, jac=True, method=frankenstein, options=options)
     assert result.success is False
     assert result.status == STATUS[reason] != 0
-    assert REASONS[reason] in result.message
+    assert MESSAGES[reason] in result.message
 
 
 def test_every_reason_has_a_status_of_its_own():
-    assert set(STATUS) == set(REASONS) and len(set(STATUS.values())) == len(STATUS)
+    assert set(STATUS) == set(MESSAGES) == set(REASONS) and len(set(STATUS.values())) == len(STATUS)
 
 
 def test_both_kinds_of_callback_are_called_and_may_stop():
@@ -137,6 +139,10 @@ def test_what_it_cannot_do_is_said():
         minimize(both, START, jac=True, method=frankenstein, hess=lambda x: np.eye(3), options={"maxcalls": 2})
     with pytest.warns(OptimizeWarning, match=r"^Unknown solver options: ftol$"):
         minimize(both, START, jac=True, method=frankenstein, options={"maxcalls": 2, "ftol": 3})
+    with pytest.raises(ValueError, match=r"^Invalid maxiter: -1; allowed are whole numbers of at least 0"):
+        minimize(both, START, jac=True, method=frankenstein, options={"maxiter": -1})
+    with pytest.raises(ValueError, match=r"^Invalid value of the function: its shape is \(2,\); it must be one number"):
+        minimize(lambda x: x[:2], START, jac=rosen_der, method=frankenstein)
     with pytest.raises(ValueError, match=r"^Invalid gtol: -1"):
         minimize(both, START, jac=True, method=frankenstein, tol=-1)
 
@@ -144,7 +150,7 @@ def test_what_it_cannot_do_is_said():
 def test_disp_prints_one_line(capsys):
     minimize(both, START, jac=True, method=frankenstein, options={"disp": True, "maxcalls": 4})
     printed = capsys.readouterr().out
-    assert printed.startswith("Optimization terminated: the calls that were allowed") and printed.count("\n") == 1
+    assert printed.startswith("Optimization terminated: the evaluations that were allowed") and printed.count("\n") == 1
 
 
 def test_it_needs_about_the_calls_of_its_peer():

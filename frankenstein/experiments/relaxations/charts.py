@@ -18,6 +18,7 @@ def distribution(found: list[Summary], name: str, title: str) -> Chart:
     rows: list[Row] = []
     for summary in found:
         calls = np.sort(np.where(summary.converged & ~summary.is_lost, summary.calls, np.inf))
+        rows.append({"method": summary.title, "calls": float(calls[0]), "share": 0.0})
         for share in np.linspace(0.0, 1.0, min(len(calls), N_POINTS) + 1)[1:]:
             at = calls[max(0, int(np.ceil(share * len(calls))) - 1)]
             if np.isfinite(at):
