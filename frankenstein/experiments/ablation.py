@@ -48,7 +48,7 @@ def findings(records: list[Record]) -> Findings:
             )
         rows.append([*cells, Cell(f"{changes[method]:.2f}", numbers={"": changes[method]})])
     columns = ["the rule with", *(KINDS[name].title for name in by_kind), "calls, relative"]
-    note = "mean force calls; last column: geometric mean over the kinds, relative to the whole rule"
+    note = "mean force calls, and in the last column their geometric mean over the kinds, relative to the whole rule"
     table = Table("ablation", "What each part of the rule contributes", columns, rows, [note])
     lines = [
         f"{VARIANTS[method].title.capitalize()}: {change:.2f} times the calls of the whole rule."

@@ -81,7 +81,7 @@ def overview(by_kind: dict[str, list[Summary]]) -> Table:
             cells.append(Cell(text, is_best, {"": summary.mean_calls, "failed": summary.n_failed}))
         rows.append(cells)
     titles = {summary.method: summary.title for found in by_kind.values() for summary in found}
-    note = "mean force calls; in parentheses, runs that did not end in a minimum of what they started from"
+    note = "in parentheses, runs that did not end in a minimum of what they started from"
     return Table("relaxation", "Mean force calls", ["system", *(titles.get(m, m) for m in METHODS)], rows, [note])
 
 

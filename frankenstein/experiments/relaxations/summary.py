@@ -102,7 +102,7 @@ def table(found: list[Summary], name: str, title: str, notes: list[str]) -> Tabl
         "max",
         "failed",
         "mean energy",
-        "fewer calls than ours on",
+        "needs fewer than ours",
     ]
     ours = next((summary for summary in found if summary.method == "frankenstein"), None)
     return Table(name, title, columns, [_row(summary, best, ours) for summary in found], notes)
