@@ -15,7 +15,7 @@ from typing import IO, Any
 import numpy as np
 from ase.optimize.optimize import DEFAULT_MAX_STEPS, Optimizer, RestartError
 
-from frankenstein.ase_optimizable import Place, Watched
+from frankenstein.ase_optimizable import Place, Watched, difference
 from frankenstein.relaxation import restart as files
 from frankenstein.relaxation.rule import RelaxationRule, State, init, update
 from frankenstein.relaxation.systems import Systems, is_number
@@ -24,6 +24,10 @@ __all__ = ["Frankenstein"]
 
 FORMAT, VERSION = "frankenstein.ase", 1
 """Of restart files."""
+
+ARGUMENTS = ("restart", "logfile", "trajectory", "append_trajectory", "maxstep", "memory")
+ASE_ARGUMENTS = ("master", "comm", "loginterval")
+"""Of the constructor, beside the atoms: its own, and those that ASE looks at."""
 
 MAX_MAXSTEP = 1.0
 """Angstrom; a longer step cap is taken for a mistake, as in ASE's LBFGS."""
@@ -39,7 +43,8 @@ class Frankenstein(Optimizer):
         atoms: The atoms, a filter around them, a band (NEB), or any object with `__ase_optimizable__`. Its coordinates
             are taken as rows of 3; where their number is no multiple of 3, each stands alone.
         restart: Name of a JSON file. It is written before every force call; if it exists, the run goes on where that
-            run was: atoms, cell and the filter's reference cell are set to what it holds. Delete it to start anew.
+            run was: atoms, cell and the filter's reference cell are set to what it holds, and the log says so. Delete
+            it to start anew.
         logfile: File, its name, or "-" for standard output.
         trajectory: File, or its name.
         append_trajectory: Add to an existing trajectory. A run that goes on from `restart` always does.
@@ -51,7 +56,8 @@ class Frankenstein(Optimizer):
         reason: Why the last run ended, a key of `frankenstein.relaxation.REASONS`; None before the first.
 
     Raises:
-        ValueError: `maxstep` or `memory` is outside its range.
+        ValueError: `maxstep` or `memory` is outside its range, or `restart` is not the name of a file.
+        TypeError: An argument is unknown.
         RestartError: The restart file is damaged, or of another structure or program.
 
     Example:
@@ -76,6 +82,9 @@ class Frankenstein(Optimizer):
         memory: int | None = None,
         **kwargs: Any,
     ) -> None:
+        if unknown := sorted(set(kwargs) - set(ASE_ARGUMENTS)):
+            allowed = ", ".join(ARGUMENTS + ASE_ARGUMENTS)
+            raise TypeError(f"Frankenstein has no argument {unknown[0]!r}; allowed are {allowed}")
         maxstep = self.defaults["maxstep"] if maxstep is None else maxstep
         if not (is_number(maxstep) and 0.0 < maxstep <= MAX_MAXSTEP):
             raise ValueError(f"Invalid maxstep: {maxstep!r}; allowed are numbers above 0 and up to {MAX_MAXSTEP} (A)")
@@ -86,6 +95,8 @@ class Frankenstein(Optimizer):
         self._there: Place | None = None  # where the last displacement in the memory ends
         self._back: Place | None = None  # where the atoms were put after the calculator had failed there
         self._n_steps = 0  # of the whole run; `nsteps` is ASE's, of this object
+        if restart is not None:
+            files.check_name(restart)
         goes_on = restart is not None and os.path.isfile(restart)
         super().__init__(atoms, restart, logfile, trajectory, append_trajectory or goes_on, **kwargs)
 
@@ -104,11 +115,17 @@ class Frankenstein(Optimizer):
     def read(self) -> None:
         """Go on where the restart file ends. Called by ASE."""
         self.initialize()
-        data = self.load()
+        data, given = self.load(), self.optimizable.place()
         try:
             self.load_state_dict(data)
         except ValueError as error:
             raise RestartError(f"{error}; give the file that fits, or delete {self.restart} to start anew") from None
+        name = self.__class__.__name__
+        line = f"{name}: goes on from {self.restart}: step {self._n_steps}, {self.force_calls} force calls"
+        if not _is_same(given, self.optimizable.place()):
+            what = "coordinates" if self.optimizable.atoms is None else "atoms"
+            line += f"; the {what} were moved there"
+        self.logfile.write(f"{line}\n")
 
     def irun(self, fmax: float = 0.05, steps: int = DEFAULT_MAX_STEPS) -> Iterator[bool]:  # type: ignore[override]
         """Run as a generator: yields whether it has converged, before the first step and after each.
@@ -116,7 +133,12 @@ class Frankenstein(Optimizer):
         Args:
             fmax: Largest force on an atom, in eV/A.
             steps: Most steps.
+
+        Raises:
+            ValueError: `fmax` is no number, or negative. Nothing was computed then.
         """
+        if not (is_number(fmax) and fmax >= 0.0):
+            raise ValueError(f"Invalid fmax: {fmax!r}; allowed are numbers from 0 on (eV/A)")
         return self._iterate(super().irun(fmax, steps))
 
     def run(self, fmax: float = 0.05, steps: int = DEFAULT_MAX_STEPS) -> bool:  # type: ignore[override]
@@ -128,6 +150,9 @@ class Frankenstein(Optimizer):
 
         Returns:
             Whether it has converged.
+
+        Raises:
+            ValueError: `fmax` is no number, or negative. Nothing was computed then.
         """
         return bool(deque(self.irun(fmax, steps), maxlen=1).pop())
 
@@ -280,9 +305,8 @@ class Frankenstein(Optimizer):
         here, numbers = self.optimizable.place(), self.optimizable.numbers()
         place = {name: files.array_from_json(array, name) for name, array in data["place"].items()}
         if data.get("numbers") != numbers:
-            raise ValueError(
-                f"Invalid state: it is of other atoms ({_count(data.get('numbers'))}, not {_count(numbers)})"
-            )
+            there = difference(data.get("numbers"), numbers)
+            raise ValueError(f"Invalid state: it is of other atoms ({there})")
         if {name: array.shape for name, array in place.items()} != {name: array.shape for name, array in here.items()}:
             raise ValueError("Invalid state: it is of another filter, or of other coordinates")
         state = None if data.get("state") is None else files.from_json(data["state"])
@@ -330,7 +354,3 @@ def _is_same(one: Place, other: Place | None) -> bool:
         and one.keys() == other.keys()
         and all(np.array_equal(array, other[name]) for name, array in one.items())
     )
-
-
-def _count(numbers: Any) -> str:
-    return f"{len(numbers)} atoms" if isinstance(numbers, list) else "no atoms"

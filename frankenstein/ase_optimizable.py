@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 from ase import Atoms
+from ase.data import chemical_symbols
 from ase.filters import Filter, OptimizableFilter
 from ase.optimize.optimize import OptimizableAtoms
 
-__all__ = ["Place", "Watched"]
+__all__ = ["Place", "Watched", "difference"]
 
 REFERENCES = ("orig_cell", "origcell", "strain")
 """What cell filters remember beside the atoms: the cell that strain is measured from, and the strain."""
@@ -92,3 +93,22 @@ def _layers(thing: Any) -> tuple[list[Filter], Atoms | None]:
         else:
             return [], None
     return filters, thing
+
+
+def difference(found: Any, wanted: list[int] | None) -> str:
+    """Return in words how other atomic numbers differ from those wanted: "Cu32, not Ag32".
+
+    Args:
+        found: From a file, so it may be anything.
+        wanted: None: there are no atoms.
+    """
+    formulas = _formula(found), _formula(wanted)
+    return f"{formulas[0]} in another order" if formulas[0] == formulas[1] else f"{formulas[0]}, not {formulas[1]}"
+
+
+def _formula(numbers: Any) -> str:
+    if not numbers:
+        return "no atoms"
+    if not isinstance(numbers, list) or any(type(n) is not int or not 0 <= n < len(chemical_symbols) for n in numbers):
+        return "damaged atomic numbers"
+    return str(Atoms(numbers=numbers).get_chemical_formula())

@@ -62,6 +62,20 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         help="also with ASE's optimizers: fire, fire2, lbfgs, lbfgsls, bfgs, bfgsls, cg",
     )
     parser.set_defaults(run=run)
+    _refuse_the_unknown(parser)
+
+
+def _refuse_the_unknown(parser: argparse.ArgumentParser) -> None:
+    """Let the command itself refuse arguments that it does not know: its help is the one to read."""
+    parse = parser.parse_known_args
+
+    def strict(*arguments: Any, **options: Any) -> Any:
+        found, unknown = parse(*arguments, **options)
+        if unknown:
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return found, unknown
+
+    parser.parse_known_args = strict  # type: ignore[method-assign]
 
 
 def run(options: argparse.Namespace) -> int:
@@ -69,7 +83,7 @@ def run(options: argparse.Namespace) -> int:
     need(("ase", "scipy"), "ase")
     need(("rich", "jinja2", "vl_convert"), "report")
     with interrupts_blocked():  # an interrupted import can leave a library broken
-        from frankenstein.structures.calculators import CalculatorError
+        from frankenstein.structures.calculators import CalculatorError, plain
         from frankenstein.structures.folder import FolderError
         from frankenstein.structures.methods import RIVALS
         from frankenstein.structures.reading import SliceError, frame_slice
@@ -77,6 +91,9 @@ def run(options: argparse.Namespace) -> int:
 
     if options.maxstep > MAX_MAXSTEP:
         raise UsageError(f"--maxstep {options.maxstep:g} is more than {MAX_MAXSTEP:g}")
+    options.calculator = plain(options.calculator)
+    if options.compare is not None:
+        options.compare = "".join(options.compare.split()).lower()
     compare = choose("optimizer", [options.compare], RIVALS, ()) if options.compare is not None else ()
     words = command(options)
     before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # a polite kill is a Ctrl-C
@@ -126,17 +143,19 @@ def _work(session: Session, words: str) -> int:
     terminal.show(ours, session.totals())
     print(f"\n{terminal.summary(ours)}")
     print(f"structures: {out / 'relaxed.extxyz'}\nreport: {page}")
-    _tell_failures([outcome for outcome in ours if outcome["name"] not in session.refused])
+    _tell_failures(session.relaxed())
     if any(outcome["reason"] == "timeout" for outcome in ours):
         say(f"the time is up; `{words}` goes on with those that are not done")
     return 0 if not session.n_faults and all(outcome["converged"] for outcome in ours) else 1
 
 
 def _tell_failures(outcomes: Sequence[Outcome]) -> None:
+    from frankenstein.structures.reading import plural
+
     told = [outcome for outcome in outcomes if outcome["reason"] in ("failed", "nonfinite", "stalled")]
     for outcome in told[:N_LINES]:
         more = f": {outcome['message']}" if outcome["message"] else ""
-        say(f"{outcome['name']}: {outcome['reason']} after {outcome['calls']} calls{more}")
+        say(f"{outcome['name']}: {outcome['reason']} after {plural(outcome['calls'], 'call')}{more}")
     if len(told) > N_LINES:
         say(f"and {len(told) - N_LINES} more did not converge; table.csv and the report say why")
 
@@ -152,7 +171,8 @@ def command(options: argparse.Namespace) -> str:
         words.append(f"--index={options.index}")
     for name in ("timeout", "device", "batch", "compare"):
         if getattr(options, name) is not None:
-            words += [f"--{name}", f"{getattr(options, name)}"]
+            value = getattr(options, name)
+            words += [f"--{name}", f"{value:.12g}" if isinstance(value, float) else str(value)]
     if options.workers != 1:
         words += ["--workers", str(options.workers)]
     return shlex.join([*words, "--out", str(options.out)])

@@ -1,8 +1,9 @@
-"""The memory of the relaxation rule as JSON, to the last bit: what front-ends write so that a run can go on later."""
+"""The memory of the relaxation rule as JSON, to the last bit: what a run leaves behind to go on later."""
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import json
 import math
 import os
@@ -14,7 +15,7 @@ import numpy as np
 from frankenstein.relaxation.rule import State
 from frankenstein.relaxation.systems import to_numpy
 
-__all__ = ["VERSION", "array_from_json", "array_to_json", "from_json", "read", "to_json", "write"]
+__all__ = ["VERSION", "array_from_json", "array_to_json", "check_name", "from_json", "read", "to_json", "write"]
 
 VERSION = 1
 """Of the format; it grows when a field of `State` is added, removed or changes its meaning."""
@@ -115,14 +116,31 @@ def from_json(data: Any) -> State:
     return state
 
 
+def check_name(path: Any) -> None:
+    """Raise ValueError unless a restart file can have this name: before a run, not at its first force call."""
+    if not isinstance(path, (str, os.PathLike)) or not os.fspath(path):
+        raise ValueError(f"Invalid restart: {path!r}; allowed is the name of a file, run.json say")
+    name = os.fsdecode(path)
+    if os.path.isdir(name):
+        raise ValueError(f"Invalid restart: {name} is a folder; give a file in it, {os.path.join(name, 'run.json')} say")
+    folder = os.path.dirname(name)
+    if folder and not os.path.isdir(folder):
+        raise ValueError(f"Invalid restart: {name} would be in the folder {folder}, which is not there; make it first")
+
+
 def write(path: str | os.PathLike[str], data: Any) -> None:
     """Write JSON in one piece: a reader finds the file of before or the new one, whenever this is interrupted."""
     part = Path(f"{os.fspath(path)}.part")
-    with part.open("w", encoding="ascii") as file:
-        json.dump(data, file)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(part, path)
+    try:
+        with part.open("w", encoding="ascii") as file:
+            json.dump(data, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):  # it may not have come to be
+            part.unlink()
+        raise
 
 
 def read(path: str | os.PathLike[str]) -> Any:

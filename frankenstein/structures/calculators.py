@@ -124,7 +124,25 @@ def load(name: str, device: str = "cpu", batch_atoms: int = BATCH_ATOMS) -> Pote
         return _model(name, device, batch_atoms)
     if ":" in name:
         return _factory(name)
-    raise CalculatorError(f"unknown calculator {name!r}; allowed are {', '.join(NAMES)}, module:Factory")
+    if name.endswith(".py"):
+        raise CalculatorError(f"which class? {name}:NAME")
+    hint = (
+        "mace is mace.calculators:mace_mp"
+        if name.lower() == "mace"
+        else f"allowed are {', '.join(NAMES)}, module:Factory"
+    )
+    raise CalculatorError(f"unknown calculator {name!r}; {hint}")
+
+
+def plain(name: str) -> str:
+    """Return the name of a calculator without what does not matter: spaces around it, capitals of our own names.
+
+    Examples:
+        >>> plain(" EMT "), plain("module:Factory")
+        ('emt', 'module:Factory')
+    """
+    name = name.strip()
+    return name.lower() if name.lower() in NAMES else name
 
 
 def _each(compute: Callable[[Atoms, bool], Prediction]) -> Evaluate:

@@ -52,20 +52,20 @@ def charts(
         looks = [_look(i, METHODS[name].title, name == OURS) for i, name in enumerate(methods)]
         rows, told = (
             _over_structures(outcomes, methods, fmax),
-            "Line: median over all structures, up to where it has converged.",
+            "One line per optimizer: the median over all structures, up to where it has converged.",
         )
         made = [_solved(rows, looks)]
     else:
         drawn = sorted((one for one in outcomes if one["curve"]["fmax"]), key=lambda one: -one["calls"])[:N_LINES]
         looks = [_look(i, one["name"], True) for i, one in enumerate(drawn)]
         rows = [row for one in drawn for row in _points(one, one["name"])]
-        more = f" Those that took the most calls, {N_LINES} of {len(outcomes)}." if len(outcomes) > N_LINES else ""
-        told, made = f"Line: a structure.{more}", []
-    per = f" ({unit} per atom)" if unit else " per atom"
+        more = f"; the {N_LINES} of {len(outcomes)} that took the most calls" if len(outcomes) > N_LINES else ""
+        told, made = f"One line per structure{more}.", []
+    per, force = (f" ({unit} per atom)", f" ({unit}/Å)") if unit else (" per atom", "")
     made += [
-        _chart("fmax", "Largest force", f"{told} Dotted: converged below.", "largest force", rows, looks, fmax),
-        _chart("energy", "Energy above its end", f"{told} Energy{per} above the lowest of the same line.",
-               f"energy above its end{per}", rows, looks),
+        _chart("fmax", "Largest force", f"{told} Dotted: converged below.", f"largest force{force}", rows, looks, fmax),
+        _chart("energy", "Energy above the final energy", f"{told} The lowest of a line is its 0.",
+               f"energy above the final energy{per}", rows, looks),
     ]  # fmt: skip
     for chart in made if is_comparison else []:  # one that needs a hundred times the calls hides the others
         chart.spec["encoding"]["x"]["scale"] = {"type": "log", "nice": False}
@@ -166,10 +166,10 @@ def _chart(
 
 def _spec(name: str, looks: list[Look]) -> Spec:
     tooltip = [field("optimizer", "line", None), field("call", "call", "d")]
-    tooltip += [field("fmax", "largest force"), field("energy", "energy above its end")]
+    tooltip += [field("fmax", "largest force"), field("energy", "energy above the final energy")]
     if name == "share":
         tooltip = [*tooltip[:2], field("share", "converged", ".1%")]
-    line = {"color": colour(looks, has_legend=len(looks) <= 2 * len(COLOURS)), "strokeDash": dash(looks)}
+    line = {"color": colour(looks), "strokeDash": dash(looks)}
     line["strokeDash"]["legend"] = line["color"]["legend"] and line["strokeDash"]["legend"]
     return {
         "width": 620,
@@ -196,7 +196,11 @@ def write_figure(path: Path, drawn: Sequence[Chart]) -> None:
         OSError: It cannot be written.
     """
     panels = [
-        {"title": chart.title, "data": {"values": chart.rows}, **{k: v for k, v in chart.spec.items() if k != "params"}}
+        {
+            "title": {"text": chart.title, "subtitle": chart.caption},  # it stands alone, without the page's words
+            "data": {"values": chart.rows},
+            **{key: value for key, value in chart.spec.items() if key != "params"},
+        }
         for chart in drawn
     ]
     spec = {"vconcat": panels, "spacing": 28, "params": drawn[0].spec["params"]}

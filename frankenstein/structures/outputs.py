@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -31,6 +32,8 @@ COLUMNS = (
     "energy",
     "fmax",
     "seconds",
+    "file",
+    "frame",
     "message",
 )
 
@@ -100,7 +103,9 @@ def write_structures(path: Path, structures: Iterable[Structure], outcomes: Mapp
     ]
     text = io.StringIO()
     if ended:
-        write(text, ended, format="extxyz")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # ASE warns of slabs, about what the user did not ask
+            write(text, ended, format="extxyz")
     replace(path, text.getvalue())
     return len(ended)
 
@@ -117,6 +122,7 @@ def relaxed(structure: Structure, outcome: Outcome) -> Atoms:
         atoms.info.pop(name, None)
         atoms.arrays.pop(name, None)
     atoms.info |= {key: outcome[key] for key in ("name", "reason", "calls", "fmax")}
+    atoms.info |= {"file": str(structure.file), "frame": structure.frame}
     atoms.calc = SinglePointCalculator(atoms, **results)
     return atoms
 

@@ -29,6 +29,7 @@ def write(
     charts: Sequence[Chart],
     summary: str,
     about: dict[str, Any],
+    unit: str,
 ) -> None:
     """Write the page.
 
@@ -40,6 +41,7 @@ def write(
         charts: In order.
         summary: The result in a line.
         about: What was asked and with what, as `settings.json` has it.
+        unit: Of energies, "" if they have none.
 
     Raises:
         OSError: It cannot be written.
@@ -64,6 +66,8 @@ def write(
         charts=charts,
         summary=summary,
         about=about,
+        energy_unit=f" ({unit})" if unit else "",
+        force_unit=f" ({unit}/Å)" if unit else "",
         css=Markup(assets.joinpath("page.css").read_text(encoding="utf-8")),
         scripts=[Markup(assets.joinpath(name).read_text(encoding="utf-8")) for name in ("charts.js", "page.js")],
         vega=Markup(vega_script()),

@@ -7,7 +7,7 @@ import hashlib
 import re
 import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,11 +31,29 @@ class Structure(NamedTuple):
         name: File and frame number; no other structure of the run has it.
         atoms: Without a calculator.
         file: Where it stands.
+        frame: Its number there.
     """
 
     name: str
     atoms: Atoms
     file: Path
+    frame: int
+
+
+class Unread(NamedTuple):
+    """What could not be read.
+
+    Attributes:
+        name: Of the frame; of a whole file, its path.
+        file: Which.
+        frame: Its number in the file, which was not read any further. None: there is nothing of the file.
+        message: Why, in a line.
+    """
+
+    name: str
+    file: Path
+    frame: int | None
+    message: str
 
 
 class SliceError(Exception):
@@ -60,43 +78,78 @@ def frame_slice(text: str) -> slice:
     return slice(number, number + 1 or None)
 
 
-def read(files: Sequence[Path], frames: slice, complain: Say) -> list[Structure]:
-    """Return the structures of all files, in order.
+def read(
+    files: Sequence[Path], frames: slice, complain: Say, known: Mapping[str, str] | None = None
+) -> list[Structure | Unread]:
+    """Return the structures of all files, in order, and in their places what could not be read.
 
     Args:
-        files: What ASE reads, packed or not; a file that is named twice is read once.
+        files: What ASE reads, compressed or not; a file that is named twice is read once.
         frames: Of each file.
         complain: Called with one line for each file, or rest of a file, that cannot be read.
+        known: Names that files have from an earlier run.
     """
-    files = list({path.resolve(): path for path in files}.values())
-    found = []
-    for path, stem in zip(files, stems(files), strict=True):
-        images = _images(path, complain)
+    files = unique(files)
+    found: list[Structure | Unread] = []
+    for path, stem in zip(files, stems(files, known), strict=True):
+        images, why = _images(path, complain)
         numbers = range(len(images))[frames]
-        if images and not numbers:
-            complain(f"{path}: it has {len(images)} frames, and --index chooses none of them")
+        if images and not numbers and not why:
+            why = f"it has {plural(len(images), 'frame')}, and --index chooses none"
         for number in numbers:
             atoms = images[number]
             atoms.calc = None
-            found.append(Structure(f"{stem}-{number:04d}", atoms, path))
+            found.append(Structure(f"{stem}-{number:04d}", atoms, path, number))
+        if why:
+            complain(f"{path}: {why}")
+            frame = len(images) if numbers else None
+            found.append(Unread(str(path) if frame is None else f"{stem}-{frame:04d}", path, frame, why))
     return found
 
 
-def stems(files: Iterable[Path]) -> list[str]:
+def unique(files: Iterable[Path]) -> list[Path]:
+    """Return each file once."""
+    return list({path.resolve(): path for path in files}.values())
+
+
+def plural(n: int, what: str) -> str:
+    """Return so many of them.
+
+    Examples:
+        >>> plural(1, "frame"), plural(1200, "frame")
+        ('1 frame', '1,200 frames')
+    """
+    return f"{n:,} {what}{'' if n == 1 else 's'}"
+
+
+def stems(files: Iterable[Path], known: Mapping[str, str] | None = None) -> list[str]:
     """Return a name for each file: that of the file, with folders or a number where two would be the same.
+
+    Args:
+        files: Each once.
+        known: Names that some of them have already and keep.
 
     Examples:
         >>> stems([Path("a/POSCAR"), Path("b/POSCAR"), Path("wbm.extxyz.gz")])
         ['a_POSCAR', 'b_POSCAR', 'wbm']
+        >>> stems([Path("a/POSCAR"), Path("b/POSCAR")], {"a/POSCAR": "POSCAR"})
+        ['POSCAR', 'b_POSCAR']
     """
+    files, known = list(files), known or {}
+    fresh = iter(_fresh_stems([path for path in files if str(path) not in known], files, known.values()))
+    return [known[str(path)] if str(path) in known else next(fresh) for path in files]
+
+
+def _fresh_stems(files: list[Path], beside: list[Path], taken_before: Iterable[str]) -> list[str]:
+    """Return names for these files, in view of those beside them and of the names that are taken."""
     files = [path.absolute() for path in files]
     names = [_safe(_bare_name(path)) for path in files]
-    counts = Counter(name.casefold() for name in names)  # some file systems do not tell upper from lower case
+    counts = Counter(_safe(_bare_name(path)).casefold() for path in beside)  # some disks do not tell upper from lower
     names = [
         f"{_safe(path.parent.name)}_{name}" if counts[name.casefold()] > 1 and path.parent.name else name
         for path, name in zip(files, names, strict=True)
     ]
-    taken: set[str] = set()
+    taken = {name.casefold() for name in taken_before}
     for i, name in enumerate(names):
         number, unique = 1, name
         while unique.casefold() in taken:
@@ -119,9 +172,10 @@ def _safe(name: str) -> str:
     return re.sub(r"[^\w.+-]+", "-", name).strip("-.") or "structure"
 
 
-def _images(path: Path, complain: Say) -> list[Atoms]:
-    """Return the frames of a file up to the first that cannot be read."""
+def _images(path: Path, complain: Say) -> tuple[list[Atoms], str]:
+    """Return the frames of a file up to the first that cannot be read, and why that cannot."""
     images: list[Atoms] = []
+    why = ""
     try:
         if path.is_dir():
             raise ValueError("it is a folder; name the files in it")
@@ -132,16 +186,15 @@ def _images(path: Path, complain: Say) -> list[Atoms]:
             for atoms in iread(path, ":"):
                 images.append(atoms)
     except UnknownFileTypeError:
-        complain(f"{path}: cannot be read: ASE does not know its format; rename it, as NAME.cif or NAME.extxyz")
+        why = "cannot be read: ASE does not know its format; rename it, as NAME.cif or NAME.extxyz"
     except Exception as error:
         where = f"frame {len(images)} cannot" if images else "cannot"
-        complain(f"{path}: {where} be read: {_reason(error)}")
+        why = f"{where} be read: {_reason(error)}"
     else:
         for text in dict.fromkeys(_first_line(str(warning.message)) for warning in caught):
             complain(f"warning: {path}: {text}")
-        if not images:
-            complain(f"{path}: cannot be read: it holds no structure")
-    return images
+        why = "" if images else "cannot be read: it holds no structure"
+    return images, why
 
 
 def _is_empty(path: Path) -> bool:
@@ -154,6 +207,8 @@ def _reason(error: Exception) -> str:
         return error.strerror.lower()
     if isinstance(error, ValueError) and str(error).startswith("it "):
         return str(error)
+    if isinstance(error, KeyError) and re.fullmatch("[A-Z][a-z]{0,2}", str(error.args[0])):
+        return f"unknown element {error.args[0]}"
     return f"{type(error).__name__}: {_first_line(str(error))}" if str(error) else type(error).__name__
 
 
@@ -193,6 +248,12 @@ def fault(
         )
     if has_cell and not (atoms.pbc.any() and atoms.cell.rank == 3):
         return "--cell needs a periodic structure with three cell vectors"
+    if has_cell and not atoms.pbc.all():
+        axes = ", ".join(axis for axis, is_periodic in zip("abc", atoms.pbc, strict=True) if is_periodic)
+        return (
+            f"it is periodic along {axes} only, and --cell relaxes all of a cell: relax its atoms alone, without --cell, "
+            "or use ASE with frankenstein.ase and FrechetCellFilter(atoms, mask=...)"
+        )
     return _overlaps(atoms)
 
 
@@ -203,7 +264,7 @@ def _overlaps(atoms: Atoms) -> str:
     ]
     if not pairs:
         return ""
-    more = f", and {len(pairs) - N_NAMED} pairs more" if len(pairs) > N_NAMED else ""
+    more = f", and {plural(len(pairs) - N_NAMED, 'pair')} more" if len(pairs) > N_NAMED else ""
     return (
         f"atoms {'; '.join(pairs[:N_NAMED])}{more} lie on each other (distance {min(distances):.3g}); move or remove "
         "one of them (atoms count from 0)"

@@ -195,11 +195,20 @@ def _write_trajectory(one: _Active, path: Path) -> None:
 
 def nothing_computed(job: Job, message: str) -> Outcome:
     """Return the outcome of a job of which there is nothing but the reason why."""
-    return {
-        "name": job.name,
+    return nothing_read(job.name, message) | {
         "optimizer": job.method,
         "formula": job.atoms.get_chemical_formula(),
         "n_atoms": len(job.atoms),
+    }
+
+
+def nothing_read(name: str, message: str) -> Outcome:
+    """Return the outcome of what could not be read."""
+    return {
+        "name": name,
+        "optimizer": OURS,
+        "formula": "",
+        "n_atoms": None,
         "converged": False,
         "reason": "failed",
         "message": message,

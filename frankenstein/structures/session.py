@@ -19,13 +19,16 @@ from frankenstein.relaxation import REASONS
 from frankenstein.structures import charts, outputs, page, terminal
 from frankenstein.structures.calculators import BATCH_ATOMS, MODELS, CalculatorError, Potential, load
 from frankenstein.structures.descents import Terms
-from frankenstein.structures.folder import TRY_AGAIN, Folder, opened, replace
+from frankenstein.structures.folder import KEEP_JOURNAL, Folder, known_names, opened, replace
 from frankenstein.structures.methods import OURS
-from frankenstein.structures.reading import Structure, digest, fault, frame_slice, read
-from frankenstein.structures.running import Job, Outcome, Task, nothing_computed, run
+from frankenstein.structures.reading import Structure, Unread, digest, fault, frame_slice, read, stems, unique
+from frankenstein.structures.running import Job, Outcome, Task, nothing_computed, nothing_read, run
 from frankenstein.structures.workers import run_in_processes
 
-ALL_REASONS = {**REASONS, "failed": "the calculator, or the optimizer, raised an error: see the message"}
+ALL_REASONS = {
+    **{reason: meaning for reason, meaning in REASONS.items() if reason != "stopped"},  # nobody stops one of many
+    "failed": "it could not be read or computed: see the message",
+}
 PACKAGES = ("ase", "numpy", "scipy", "torch", "chgnet", "sevenn")
 
 Say = Callable[[str], None]
@@ -74,8 +77,10 @@ class Session:
         self.potential = _potential(request)
         self.n_faults = 0
         self.refused: dict[str, Outcome] = {}
-        self.found = read(request.files, frame_slice(request.index), self._complain)
-        self.structures = [structure for structure in self.found if not self._is_refused(structure)]
+        self.names = known_names(request.out)
+        self.found = read(request.files, frame_slice(request.index), self._complain, self.names)
+        read_ones = [one for one in self.found if isinstance(one, Structure)]
+        self.structures = [structure for structure in read_ones if not self._is_refused(structure)]
         self.folder: Folder
 
     @contextmanager
@@ -102,7 +107,7 @@ class Session:
 
         def ended(outcome: Outcome) -> None:
             self.folder.append(outcome)
-            if outcome["reason"] not in TRY_AGAIN:
+            if outcome["reason"] not in KEEP_JOURNAL:
                 task.journal(Job(outcome["name"], outcome["optimizer"], atoms[outcome["name"]])).remove()
             counter.ended()
 
@@ -129,14 +134,26 @@ class Session:
         return len(self.structures) * len(self.request.methods)
 
     def ours(self) -> list[Outcome]:
-        """Return our outcomes in the order of the files, those of refused structures among them."""
-        held = {name: one for (name, method), one in self.folder.outcomes.items() if method == OURS} | self.refused
-        return [held[structure.name] for structure in self.found if structure.name in held]
+        """Return our outcomes in the order of the files; those of what was refused or not read are among them."""
+        made = []
+        for one in self.found:
+            if isinstance(one, Unread):
+                made.append(nothing_read(one.name, one.message) | _where(one))
+            elif outcome := self.refused.get(one.name) or self.folder.outcomes.get((one.name, OURS)):
+                made.append(outcome | _where(one))
+        return made
+
+    def relaxed(self) -> list[Outcome]:
+        """Return the outcomes of what was given to our optimizer."""
+        return self._of(OURS)
 
     def theirs(self) -> list[Outcome]:
         """Return the outcomes of the optimizers that ours is compared with."""
-        pairs = ((structure.name, method) for method in self.request.compare for structure in self.structures)
-        return [self.folder.outcomes[pair] for pair in pairs if pair in self.folder.outcomes]
+        return [outcome for method in self.request.compare for outcome in self._of(method)]
+
+    def _of(self, method: str) -> list[Outcome]:
+        pairs = [(structure, self.folder.outcomes.get((structure.name, method))) for structure in self.structures]
+        return [outcome | _where(structure) for structure, outcome in pairs if outcome is not None]
 
     def write_tables(self) -> None:
         """Write structures and tables.
@@ -149,7 +166,7 @@ class Session:
         replace(out / "table.csv", outputs.table(self.ours()))
         if self.request.compare:
             columns = ("optimizer", *outputs.COLUMNS)
-            replace(out / "compare.csv", outputs.table([*self._relaxed(), *self.theirs()], columns))
+            replace(out / "compare.csv", outputs.table([*self.relaxed(), *self.theirs()], columns))
 
     def write_report(self) -> Path:
         """Write the chart and the page; return where the page is.
@@ -159,23 +176,25 @@ class Session:
         """
         request, ours = self.request, self.ours()
         unit = "" if request.calculator == "lj" else "eV"
-        looks, drawn = charts.charts([*self._relaxed(), *self.theirs()], request.methods, request.fmax, unit)
+        looks, drawn = charts.charts([*self.relaxed(), *self.theirs()], request.methods, request.fmax, unit)
         if drawn:
             charts.write_figure(request.out / charts.FIGURE, drawn)
         about = {"settings": self.settings, **self.context(), "reasons": ALL_REASONS}
         path = request.out / page.REPORT
-        page.write(path, ours, self.totals(), looks, drawn, terminal.summary(ours), about)
+        page.write(path, ours, self.totals(), looks, drawn, terminal.summary(ours), about, unit)
         return path
 
     def totals(self) -> list[outputs.Total]:
         """Return every optimizer over all structures."""
-        return outputs.totals([*self._relaxed(), *self.theirs()], self.request.methods)
+        return outputs.totals([*self.relaxed(), *self.theirs()], self.request.methods)
 
     @cached_property
     def settings(self) -> dict[str, Any]:
         """Return what decides the results."""
         request = self.request
-        read_files = {structure.file for structure in self.found}
+        read_files = {one.file for one in self.found if isinstance(one, Structure)}
+        single = unique(request.files)
+        names = self.names | dict(zip(map(str, single), stems(single, self.names), strict=True))
         files = [[str(path), digest(path) if path in read_files else ""] for path in dict.fromkeys(request.files)]
         return {
             "calculator": request.calculator,
@@ -187,15 +206,13 @@ class Session:
             "cell": request.cell,
             "index": request.index,
             "files": files,
+            "names": names,
         }
 
     def context(self) -> dict[str, Any]:
         """Return what a reader may want to know besides."""
         versions = {"frankenstein": frankenstein.__version__, "python": platform.python_version()}
         return {"command": self.request.command, "versions": versions | {name: _version(name) for name in PACKAGES}}
-
-    def _relaxed(self) -> list[Outcome]:
-        return [one for one in self.ours() if one["name"] not in self.refused]
 
     def _is_refused(self, structure: Structure) -> bool:
         request, potential = self.request, self.potential
@@ -214,6 +231,10 @@ class Session:
     def _complain(self, line: str) -> None:
         self.n_faults += not line.startswith("warning:")
         self.say(line)
+
+
+def _where(one: Structure | Unread) -> Outcome:
+    return {"file": str(one.file), "frame": one.frame}
 
 
 def _potential(request: Request) -> Potential:

@@ -16,6 +16,7 @@ from rich.table import Table
 from frankenstein.compare.report.terminal import duration
 from frankenstein.structures.methods import METHODS
 from frankenstein.structures.outputs import Total
+from frankenstein.structures.reading import plural
 from frankenstein.structures.running import Outcome
 
 N_ROWS = 20  # of the table in the terminal
@@ -62,8 +63,9 @@ class Counter:
         self.shown_at, seconds = now, now - self.begin
         left = f"  {duration(seconds / self.n_ended * (self.n_jobs - n_done))} left" if self.n_ended else ""
         rate = f"{self.n_calls / seconds:,.0f} calls/s" if seconds > 0 else ""
-        force = "" if math.isnan(self.largest) else f"  fmax {self.largest:.3g}"
-        self.bar.update(self.task, completed=n_done, description=f"{rate}{force}{left if n_done < self.n_jobs else ''}")
+        is_over = n_done >= self.n_jobs
+        force = "" if math.isnan(self.largest) or is_over else f"  fmax {self.largest:.3g}"
+        self.bar.update(self.task, completed=n_done, description=f"{rate}{force}{'' if is_over else left}")
 
 
 @contextmanager
@@ -86,7 +88,7 @@ def show(outcomes: Sequence[Outcome], sums: Sequence[Total]) -> None:
     """Print our outcomes, a long list shortened, and the optimizers beside each other if there are several."""
     console = _Console(highlight=False, markup=False, emoji=False)
     shown = chosen(outcomes)
-    rows = _table("name", "formula", "end", "calls", "energy", "fmax", "seconds", n_words=3)
+    rows = _table("name", "formula", "reason", "calls", "energy", "fmax", "seconds", n_words=3)
     for outcome in shown:
         numbers = (number(outcome["energy"], ".6f"), number(outcome["fmax"], ".3g"), number(outcome["seconds"], ".2f"))
         rows.add_row(outcome["name"], outcome["formula"], outcome["reason"], str(outcome["calls"]), *numbers)
@@ -117,14 +119,16 @@ def comparison(sums: Sequence[Total]) -> Table:
 
 
 def summary(outcomes: Sequence[Outcome]) -> str:
-    """Return in a line how many converged, and why the others did not."""
+    """Return in a line how many converged, and why the others did not; files that cannot be read are told apart."""
+    unread = [outcome for outcome in outcomes if outcome["frame"] is None]
+    outcomes = [outcome for outcome in outcomes if outcome["frame"] is not None]
     reasons = Counts(outcome["reason"] for outcome in outcomes if not outcome["converged"])
     n_converged = len(outcomes) - reasons.total()
     others = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
     n_calls = sum(outcome["calls"] for outcome in outcomes)
     return (
-        f"{n_converged} of {len(outcomes)} structures converged{f' ({others})' if others else ''}, "
-        f"{n_calls:,} force calls"
+        f"{n_converged} of {plural(len(outcomes), 'structure')} converged{f' ({others})' if others else ''}, "
+        f"{plural(n_calls, 'force call')}{f'; {plural(len(unread), "file")} could not be read' if unread else ''}"
     )
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import io
+import math
 import re
 
 import numpy as np
@@ -12,9 +14,10 @@ from ase.constraints import FixAtoms, FixBondLengths, FixCom
 from ase.io import read
 from ase.optimize import LBFGS
 from ase.optimize.basin import BasinHopping
+from ase.optimize.optimize import BaseDynamics
 from ase_cases import cluster, crystal
 
-from frankenstein.ase import Frankenstein
+from frankenstein.ase import ARGUMENTS, ASE_ARGUMENTS, Frankenstein
 from frankenstein.relaxation import relax
 from frankenstein.relaxation.restart import from_json
 
@@ -209,3 +212,24 @@ def test_the_memory_has_the_displacement_that_constraints_made_of_it(constraint)
     else:
         bonds = [[np.linalg.norm(p[i] - p[j]) for i, j in constraint.pairs] for p in (before, atoms.positions)]
         np.testing.assert_allclose(*bonds, atol=BOND)
+
+
+@pytest.mark.parametrize("fmax", [-0.01, math.nan, "0.05", None])
+@pytest.mark.parametrize("method", ["run", "irun"])
+def test_an_fmax_that_is_no_limit_is_refused_before_any_force_call(method, fmax):
+    optimizer = Frankenstein(cluster(), logfile=None)
+    with pytest.raises(ValueError, match=rf"^Invalid fmax: {fmax!r}; allowed are numbers from 0 on \(eV/A\)$"):
+        getattr(optimizer, method)(fmax=fmax)
+    assert optimizer.force_calls == 0 and optimizer.atoms.calc.n_calls == 0
+    assert optimizer.run(fmax=0.0, steps=1) is False and optimizer.nsteps == 1
+
+
+def test_an_unknown_argument_is_refused_with_those_that_are_known():
+    with pytest.raises(TypeError) as raised:
+        Frankenstein(cluster(), lr=1e-3)
+    assert str(raised.value) == (
+        "Frankenstein has no argument 'lr'; allowed are restart, logfile, trajectory, append_trajectory, maxstep, "
+        "memory, master, comm, loginterval"
+    )
+    known = set(inspect.signature(Frankenstein).parameters) | set(inspect.signature(BaseDynamics).parameters)
+    assert known - {"atoms", "kwargs"} == set(ARGUMENTS + ASE_ARGUMENTS)

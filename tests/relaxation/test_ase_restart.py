@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import io
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +20,7 @@ from ase.optimize import LBFGS, RestartError
 from ase_cases import cluster, crash, crystal, nan_forces
 
 from frankenstein.ase import Frankenstein
+from frankenstein.ase_optimizable import difference
 from frankenstein.relaxation import restart as files
 
 NEVER = 1e-12  # eV/A: runs end by their number of steps
@@ -207,6 +210,7 @@ def test_a_write_that_is_interrupted_leaves_the_file_of_before(tmp_path, monkeyp
         run(cluster(), 3, restart=file)
     monkeypatch.undo()
     assert file.read_text() == before
+    assert list(tmp_path.iterdir()) == [file]
     atoms, whole = cluster(), cluster()
     run(atoms, 3, restart=file)
     run(whole, 6)
@@ -324,8 +328,8 @@ DAMAGES = [
     (other_state_version, "version 99; this Frankenstein reads version 1"),
     (other_version, "version 99; this Frankenstein reads 1"),
     (no_counter, "force_calls is missing or damaged"),
-    (other_elements, r"it is of other atoms \(8 atoms, not 8 atoms\)"),
-    (fewer_atoms, r"it is of other atoms \(7 atoms, not 8 atoms\)"),
+    (other_elements, r"it is of other atoms \(AuCu7, not Cu8\)"),
+    (fewer_atoms, r"it is of other atoms \(Cu7, not Cu8\)"),
     (broken_place, "Invalid x: wanted are"),
     (not_finite, "Invalid positions: it has numbers that are not finite"),
     (no_place, "it is of another filter, or of other coordinates"),
@@ -391,3 +395,53 @@ def test_loading_leaves_the_dictionary_as_it_is():
     before = copy.deepcopy(data)
     run(crystal(), 0, FrechetCellFilter).load_state_dict(data)
     assert data == before
+
+
+def test_the_log_says_that_a_run_goes_on_and_that_the_atoms_were_moved(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    log, there = io.StringIO(), cluster()
+    Frankenstein(there, restart="loop.json", logfile=log).run(fmax=NEVER, steps=7)
+    assert "goes on" not in log.getvalue()
+    line = "Frankenstein: goes on from loop.json: step 7, 8 force calls"
+    for atoms, end in ((cluster(seed=2), "; the atoms were moved there"), (there, "")):
+        log = io.StringIO()
+        Frankenstein(atoms, restart="loop.json", logfile=log)
+        assert log.getvalue() == f"{line}{end}\n"
+
+
+@pytest.mark.parametrize(
+    "found, wanted, words",
+    [
+        ([29] * 32, [47] * 32, "Cu32, not Ag32"),
+        ([29, 47], [47, 29], "CuAg in another order"),
+        (None, [29], "no atoms, not Cu"),
+        ([29], None, "Cu, not no atoms"),
+        ([29, 500], [29], "damaged atomic numbers, not Cu"),
+        ("Cu", [29], "damaged atomic numbers, not Cu"),
+    ],
+)
+def test_other_atoms_are_named_by_their_formula(found, wanted, words):
+    assert difference(found, wanted) == words
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        (".", "Invalid restart: . is a folder; give a file in it, ./run.json say"),
+        ("no/run.json", "Invalid restart: no/run.json would be in the folder no, which is not there; make it first"),
+        ("", "Invalid restart: ''; allowed is the name of a file, run.json say"),
+        (3, "Invalid restart: 3; allowed is the name of a file, run.json say"),
+    ],
+)
+def test_a_name_that_no_file_can_have_is_refused_before_anything_is_computed(name, message, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        Frankenstein(cluster(), restart=name, logfile="run.log", trajectory="run.traj")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_of_which_the_last_step_of_writing_fails_leaves_no_half(tmp_path):
+    (tmp_path / "run.json").mkdir()
+    with pytest.raises(OSError):
+        files.write(tmp_path / "run.json", {})
+    assert [path.name for path in tmp_path.iterdir()] == ["run.json"]
