@@ -122,7 +122,8 @@ def check_name(path: Any) -> None:
         raise ValueError(f"Invalid restart: {path!r}; allowed is the name of a file, run.json say")
     name = os.fsdecode(path)
     if os.path.isdir(name):
-        raise ValueError(f"Invalid restart: {name} is a folder; give a file in it, {os.path.join(name, 'run.json')} say")
+        example = os.path.join(name, "run.json")
+        raise ValueError(f"Invalid restart: {name} is a folder; give a file in it, {example} say")
     folder = os.path.dirname(name)
     if folder and not os.path.isdir(folder):
         raise ValueError(f"Invalid restart: {name} would be in the folder {folder}, which is not there; make it first")

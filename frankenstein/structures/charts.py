@@ -61,7 +61,7 @@ def charts(
         rows = [row for one in drawn for row in _points(one, one["name"])]
         more = f"; the {N_LINES} of {len(outcomes)} that took the most calls" if len(outcomes) > N_LINES else ""
         told, made = f"One line per structure{more}.", []
-    per, force = (f" ({unit} per atom)", f" ({unit}/Å)") if unit else (" per atom", "")
+    per, force = (f" ({unit} per atom)", f" ({unit}/Å)") if unit else (" (per atom)", "")
     made += [
         _chart("fmax", "Largest force", f"{told} Dotted: converged below.", f"largest force{force}", rows, looks, fmax),
         _chart("energy", "Energy above the final energy", f"{told} The lowest of a line is its 0.",

@@ -251,8 +251,8 @@ def fault(
     if has_cell and not atoms.pbc.all():
         axes = ", ".join(axis for axis, is_periodic in zip("abc", atoms.pbc, strict=True) if is_periodic)
         return (
-            f"it is periodic along {axes} only, and --cell relaxes all of a cell: relax its atoms alone, without --cell, "
-            "or use ASE with frankenstein.ase and FrechetCellFilter(atoms, mask=...)"
+            f"it is periodic along {axes} only, and --cell relaxes all of a cell: relax its atoms alone, without "
+            "--cell, or use ASE with frankenstein.ase and FrechetCellFilter(atoms, mask=...)"
         )
     return _overlaps(atoms)
 

@@ -120,15 +120,16 @@ def comparison(sums: Sequence[Total]) -> Table:
 
 def summary(outcomes: Sequence[Outcome]) -> str:
     """Return in a line how many converged, and why the others did not; files that cannot be read are told apart."""
-    unread = [outcome for outcome in outcomes if outcome["frame"] is None]
+    n_unread = sum(outcome["frame"] is None and outcome["message"].startswith("cannot be read") for outcome in outcomes)
     outcomes = [outcome for outcome in outcomes if outcome["frame"] is not None]
     reasons = Counts(outcome["reason"] for outcome in outcomes if not outcome["converged"])
     n_converged = len(outcomes) - reasons.total()
     others = ", ".join(f"{n} {reason}" for reason, n in reasons.most_common())
+    unread = f"; {plural(n_unread, 'file')} could not be read" if n_unread else ""
     n_calls = sum(outcome["calls"] for outcome in outcomes)
     return (
         f"{n_converged} of {plural(len(outcomes), 'structure')} converged{f' ({others})' if others else ''}, "
-        f"{plural(n_calls, 'force call')}{f'; {plural(len(unread), "file")} could not be read' if unread else ''}"
+        f"{plural(n_calls, 'force call')}{unread}"
     )
 
 

@@ -13,6 +13,7 @@ from frankenstein.torchsim.optimizer import (
     frankenstein_init,
     frankenstein_step,
     is_done,
+    optimizer_settings,
     relax,
     results,
 )
@@ -28,6 +29,7 @@ __all__ = [
     "frankenstein_init",
     "frankenstein_step",
     "is_done",
+    "optimizer_settings",
     "relax",
     "results",
 ]

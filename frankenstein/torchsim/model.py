@@ -9,6 +9,7 @@ import torch
 
 from frankenstein.models import BatchedModel
 from frankenstein.torchsim.installed import ModelInterface
+from frankenstein.torchsim.state import to_bytes
 
 __all__ = ["TorchSimModel"]
 
@@ -17,7 +18,7 @@ class TorchSimModel(ModelInterface):
     """A model of `frankenstein.models` for torch-sim.
 
     A structure that it cannot compute gets forces that are not numbers and a warning that says why: it ends as
-    "nonfinite", the others go on.
+    "nonfinite" with that message in its `Result`, the others go on.
 
     Args:
         model: The model.
@@ -36,10 +37,15 @@ class TorchSimModel(ModelInterface):
         self._compute_forces = self._compute_stress = True
 
     def forward(self, state: Any, **_kwargs: Any) -> dict[str, torch.Tensor]:
-        """Return energy (n_systems,), forces (n_atoms, 3) and stress (n_systems, 3, 3), as torch-sim wants them."""
+        """Return energy (n_systems,), forces (n_atoms, 3) and stress (n_systems, 3, 3), as torch-sim wants them.
+
+        Beside them `message` (n_systems, 256): why there is nothing for a system, as bytes.
+        """
         structures = state.to_atoms()
         columns: list[list[torch.Tensor]] = [[], [], []]
+        messages = []
         for atoms, answer in zip(structures, self.model(structures), strict=True):
+            messages.append(to_bytes(str(answer) if isinstance(answer, Exception) else ""))
             if isinstance(answer, Exception):
                 warnings.warn(str(answer), stacklevel=2)
                 answer = (torch.nan, torch.full((len(atoms), 3), torch.nan), None)  # type: ignore[assignment]
@@ -48,4 +54,9 @@ class TorchSimModel(ModelInterface):
             for column, value in zip(columns, (energy, forces, stress), strict=True):
                 column.append(torch.as_tensor(value, dtype=self._dtype, device=self._device))
         energies, forces, stresses = columns
-        return {"energy": torch.stack(energies), "forces": torch.cat(forces), "stress": torch.stack(stresses)}
+        return {
+            "energy": torch.stack(energies),
+            "forces": torch.cat(forces),
+            "stress": torch.stack(stresses),
+            "message": torch.stack(messages).to(self._device),
+        }

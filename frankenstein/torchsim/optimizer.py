@@ -9,16 +9,36 @@ from typing import Any, Literal
 
 import torch
 
+from frankenstein.models import BatchedModel
 from frankenstein.relaxation.rule import RelaxationRule, init
 from frankenstein.relaxation.systems import Systems
 from frankenstein.torchsim.cells import cell_fields, cell_forces, largest_of
 from frankenstein.torchsim.installed import HAS_TUPLES, ModelInterface, ts
 from frankenstein.torchsim.moves import chosen, move
-from frankenstein.torchsim.state import REASONS, FrankensteinCellState, FrankensteinState, Result, Settings
+from frankenstein.torchsim.state import (
+    REASONS,
+    FrankensteinCellState,
+    FrankensteinState,
+    Result,
+    Settings,
+    from_bytes,
+    to_bytes,
+)
 
-__all__ = ["frankenstein", "frankenstein_init", "frankenstein_step", "is_done", "relax", "results"]
+__all__ = [
+    "frankenstein",
+    "frankenstein_init",
+    "frankenstein_step",
+    "is_done",
+    "optimizer_settings",
+    "relax",
+    "results",
+]
 
-CANONICAL = ("energy", "forces", "stress")
+CANONICAL = ("energy", "forces", "stress", "message")
+
+NO_MESSAGE = "the energy, a force or a stress is not finite"
+"""What is said of a system where the model says nothing."""
 
 
 def frankenstein_init(
@@ -115,6 +135,7 @@ def frankenstein_step(state: Any, model: ModelInterface) -> Any:
         setattr(state, name, chosen(state, is_good, getattr(state, name), old))
     for name in ("energy", "stress"):
         setattr(state, name, chosen(state, is_good, output[name], getattr(state, name)))
+    state.message = chosen(state, is_moving & ~is_good, output["message"], state.message)
     forces = chosen(state, is_good, output["forces"], state.forces)
     if HAS_TUPLES:
         state.set_constrained_forces(forces.clone())  # they write into it
@@ -139,6 +160,11 @@ frankenstein: Any = (frankenstein_init, frankenstein_step) if HAS_TUPLES else _f
 """What `optimizer=` of `torch_sim.optimize` takes in the torch-sim that is installed."""
 
 
+def optimizer_settings(**settings: Any) -> dict[str, Any]:
+    """Return the settings of `frankenstein_init` as the `torch_sim.optimize` that is installed takes them."""
+    return {"init_kwargs": settings} if HAS_TUPLES else settings
+
+
 def is_done(state: Any, last_energy: torch.Tensor | None = None) -> torch.Tensor:
     """Return which systems have a reason to stop: what `convergence_fn=` of `torch_sim.optimize` takes."""
     return state.reason_idx != 0
@@ -147,10 +173,12 @@ def is_done(state: Any, last_energy: torch.Tensor | None = None) -> torch.Tensor
 def results(state: Any) -> list[Result]:
     """Return for each system whether it converged, why it stopped and what it took; see `Result`."""
     columns = (state.reason_idx, state.n_calls, state.energy, largest_of(state))
-    return [
-        Result(REASONS[reason] == "converged", REASONS[reason] or "stopped", calls, energy, largest)
-        for reason, calls, energy, largest in zip(*(column.tolist() for column in columns), strict=True)
-    ]
+    table = []
+    for i, (number, calls, energy, largest) in enumerate(zip(*(column.tolist() for column in columns), strict=True)):
+        reason = REASONS[number]
+        message = (from_bytes(state.message[i]) or NO_MESSAGE) if reason == "nonfinite" else ""
+        table.append(Result(reason == "converged", reason or "stopped", calls, energy, largest, message))
+    return table
 
 
 def relax(
@@ -176,7 +204,14 @@ def relax(
 
     Returns:
         The state torch-sim returns, and one `Result` for each structure, in the order given.
+
+    Raises:
+        ValueError: There are no structures, or a setting is outside its range.
+        TypeError: The model is none of torch-sim.
     """
+    _check_model(model)
+    if isinstance(structures, (list, tuple)) and not structures:
+        raise ValueError("Invalid structures: the list is empty; give at least one structure")
     state = ts.initialize_state(structures, model.device, model.dtype)
     settings |= {"fmax": fmax, "maxstep": maxstep, "maxcalls": maxcalls}
     final = ts.optimize(
@@ -187,9 +222,19 @@ def relax(
         autobatcher=autobatcher,
         max_steps=(maxcalls + 1) * state.n_systems,  # 0.3 counts the steps of all batches together
         steps_between_swaps=1,
-        **({"init_kwargs": settings} if HAS_TUPLES else settings),
+        **optimizer_settings(**settings),
     )
     return final, results(final)
+
+
+def _check_model(model: Any) -> None:
+    if isinstance(model, BatchedModel):
+        raise TypeError(f"Invalid model: {model.name} without torch-sim around it; give TorchSimModel({model.name}())")
+    if not (hasattr(model, "device") and hasattr(model, "dtype")):
+        raise TypeError(
+            f"Invalid model: {type(model).__name__} is no model of torch-sim; give TorchSimModel(chgnet()), say "
+            "(for ASE calculators there is frankenstein.ase.Frankenstein)"
+        )
 
 
 def _evaluated(state: Any, model: ModelInterface, *, needs_stress: bool) -> dict[str, torch.Tensor]:
@@ -199,13 +244,14 @@ def _evaluated(state: Any, model: ModelInterface, *, needs_stress: bool) -> dict
         if name not in output:
             raise ValueError(f"The model gives no {name}, which is needed here: make it with compute_{name}=True")
     no_stress = output["forces"].new_full((len(output["energy"]), 3, 3), torch.nan)
-    return {"stress": no_stress} | output
+    no_message = to_bytes("").to(no_stress.device).expand(len(no_stress), -1)
+    return {"stress": no_stress, "message": no_message} | output
 
 
 def _keep_extras(state: Any, output: dict[str, torch.Tensor]) -> None:
     """Let the state keep what the model says beyond energy, forces and stress, where torch-sim has a place for it."""
     if hasattr(state, "store_model_extras"):
-        state.store_model_extras(output)
+        state.store_model_extras({name: value for name, value in output.items() if name != "message"})
 
 
 def _is_finite(state: Any, output: dict[str, torch.Tensor]) -> torch.Tensor:

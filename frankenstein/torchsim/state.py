@@ -14,10 +14,22 @@ from frankenstein.relaxation.rule import PER_ATOM, RelaxationRule, State
 from frankenstein.relaxation.systems import is_number
 from frankenstein.torchsim.installed import StateBase
 
-__all__ = ["CELL_MEMORY", "REASONS", "FrankensteinCellState", "FrankensteinState", "Result", "Settings"]
+__all__ = [
+    "CELL_MEMORY",
+    "REASONS",
+    "FrankensteinCellState",
+    "FrankensteinState",
+    "Result",
+    "Settings",
+    "from_bytes",
+    "to_bytes",
+]
 
 REASONS = ("", "converged", "maxcalls", "nonfinite", "stalled")
 """What `reason_idx` of a state counts; "" is a system that still moves."""
+
+MESSAGE_BYTES = 256
+"""Longest message of a system. A tensor of bytes goes where its system goes; torch-sim cannot split or join texts."""
 
 _RULE_SYSTEM = frozenset(State._fields) - frozenset(PER_ATOM)
 CELL_MEMORY = {f"cell_{name}": name for name in PER_ATOM}
@@ -65,6 +77,7 @@ class FrankensteinState(StateBase):
         stress: (n_systems, 3, 3), not-a-number where the model gives none.
         n_calls: (n_systems,) integers: force calls until the system was done.
         reason_idx: (n_systems,) integers: the entry of `REASONS`. Systems that are done stay where they are.
+        message: (n_systems, 256) bytes: why the model could not compute a system; see `from_bytes`.
         settings: Of the whole batch.
 
     The other fields are those of `frankenstein.relaxation.State`.
@@ -75,6 +88,7 @@ class FrankensteinState(StateBase):
     stress: torch.Tensor
     n_calls: torch.Tensor
     reason_idx: torch.Tensor
+    message: torch.Tensor
     settings: Settings
     gradient: torch.Tensor
     displacement: torch.Tensor
@@ -90,7 +104,9 @@ class FrankensteinState(StateBase):
     secant: torch.Tensor
 
     _atom_attributes = StateBase._atom_attributes | {"forces"} | set(PER_ATOM)
-    _system_attributes = StateBase._system_attributes | {"energy", "stress", "n_calls", "reason_idx"} | _RULE_SYSTEM
+    _system_attributes = (
+        StateBase._system_attributes | {"energy", "stress", "n_calls", "reason_idx", "message"} | _RULE_SYSTEM
+    )
     _global_attributes = StateBase._global_attributes | {"settings"}
 
 
@@ -135,6 +151,7 @@ class Result(NamedTuple):
         calls: Force calls until then. Calls for others in the batch while it waited to be taken out are not counted.
         energy: In eV, at the returned positions.
         fmax: Longest row of the forces there, those of a relaxed cell included, in eV/Angstrom.
+        message: Why it is "nonfinite", in the words of the model if it said so; else empty.
     """
 
     converged: bool
@@ -142,3 +159,14 @@ class Result(NamedTuple):
     calls: int
     energy: float
     fmax: float
+    message: str = ""
+
+
+def to_bytes(text: str) -> torch.Tensor:
+    """Return a message as `MESSAGE_BYTES` bytes; what is longer is cut, what is shorter ends in zeros."""
+    return torch.tensor(list(text.encode()[:MESSAGE_BYTES].ljust(MESSAGE_BYTES, b"\0")), dtype=torch.uint8)
+
+
+def from_bytes(message: torch.Tensor) -> str:
+    """Return the message that `to_bytes` has made bytes."""
+    return bytes(message.tolist()).rstrip(b"\0").decode(errors="ignore")  # a cut may go through a letter

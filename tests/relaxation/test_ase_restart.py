@@ -413,7 +413,7 @@ def test_the_log_says_that_a_run_goes_on_and_that_the_atoms_were_moved(tmp_path,
     "found, wanted, words",
     [
         ([29] * 32, [47] * 32, "Cu32, not Ag32"),
-        ([29, 47], [47, 29], "CuAg in another order"),
+        ([29, 47], [47, 29], "AgCu in another order"),
         (None, [29], "no atoms, not Cu"),
         ([29], None, "Cu, not no atoms"),
         ([29, 500], [29], "damaged atomic numbers, not Cu"),
@@ -442,6 +442,6 @@ def test_a_name_that_no_file_can_have_is_refused_before_anything_is_computed(nam
 
 def test_a_file_of_which_the_last_step_of_writing_fails_leaves_no_half(tmp_path):
     (tmp_path / "run.json").mkdir()
-    with pytest.raises(OSError):
+    with pytest.raises(IsADirectoryError):
         files.write(tmp_path / "run.json", {})
     assert [path.name for path in tmp_path.iterdir()] == ["run.json"]

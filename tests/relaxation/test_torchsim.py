@@ -1,4 +1,4 @@
-"""The torch-sim front-end: the path of the rule, whatever else is in the batch, and a reason for every system."""
+"""The rule in torch-sim: the path of the rule, whatever else is in the batch, and a reason for every system."""
 
 from __future__ import annotations
 
@@ -23,10 +23,12 @@ from frankenstein.torchsim import (
     frankenstein_step,
     installed,
     is_done,
+    optimizer_settings,
     relax,
     results,
 )
 from frankenstein.torchsim.installed import HAS_TUPLES, ts
+from frankenstein.torchsim.state import from_bytes, to_bytes
 
 FMAX = 1e-3
 CAP = {"maxstep": 0.08}
@@ -74,7 +76,7 @@ def test_the_path_is_that_of_the_rule_on_arrays(together):
     assert torch.equal(state.positions, expected.positions)
     for i, result in enumerate(table):
         row = (expected.converged[i], expected.reasons[i], expected.calls[i], expected.energies[i], expected.fmax[i])
-        assert result == row
+        assert result[:5] == row and result.message == ""
 
 
 class OfModel(Calculator):
@@ -122,17 +124,17 @@ def test_a_batch_with_a_model_of_torch_sim(name):
 
 
 def test_torch_sim_runs_it_with_its_own_criterion():
-    options = {"init_kwargs": CAP} if HAS_TUPLES else CAP
     criterion = ts.generate_force_convergence_fn(force_tol=0.05, include_cell_forces=False)
-    state = ts.optimize(clusters(), PairModel(), optimizer=frankenstein, convergence_fn=criterion, **options)
+    state = ts.optimize(
+        clusters(), PairModel(), optimizer=frankenstein, convergence_fn=criterion, **optimizer_settings(**CAP)
+    )
     for result in results(state):
         assert result.fmax < 0.05
         assert result.reason == "stopped" and not result.converged  # it was not told what convergence is
 
 
 def test_what_is_done_stays_where_it_was_done_however_rarely_the_batch_is_sorted_out(together):
-    options = CAP | {"fmax": FMAX}
-    options = {"init_kwargs": options} if HAS_TUPLES else options
+    options = optimizer_settings(fmax=FMAX, **CAP)
     state = ts.optimize(
         clusters(), PairModel(), optimizer=frankenstein, convergence_fn=is_done, steps_between_swaps=17, **options
     )
@@ -164,6 +166,7 @@ def test_a_system_whose_forces_are_no_numbers_is_put_back_and_the_others_go_on(t
         state = frankenstein_step(state, model)
     table = results(state)
     assert (table[number].reason, table[number].calls, table[number].converged) == ("nonfinite", 9, False)
+    assert table[number].message == "the energy, a force or a stress is not finite"
     good, energy = path[7]
     assert torch.equal(state.positions[state.system_idx == number], good)
     assert table[number].energy == energy and math.isfinite(table[number].fmax)
@@ -269,10 +272,13 @@ def test_the_rule_learns_which_step_a_constraint_has_left():
     np.testing.assert_allclose(state.displacement.norm(dim=1).max(), 0.4 * CAP["maxstep"], rtol=1e-12)  # rounding
 
 
+REFUSED = (4, 10)
+
+
 def answers_for(structures):
     good = [(1.0, np.zeros((len(atoms), 3)), None) for atoms in structures]
     return [
-        ValueError("no weights for Ar4") if len(a) == 4 else Prediction(*g)
+        ValueError(f"no weights for Ar{len(a)}") if len(a) in REFUSED else Prediction(*g)
         for a, g in zip(structures, good, strict=True)
     ]
 
@@ -283,10 +289,41 @@ def test_a_batched_model_and_a_structure_that_it_cannot_compute():
             return answers_for(structures)
 
     model = TorchSimModel(Fake("fake", "1", None, "cpu", 100, lambda a: a, answers_for))
-    with pytest.warns(UserWarning, match="no weights for Ar4"):
-        state, table = relax(clusters(), model, fmax=FMAX)
-    assert [result.reason for result in table] == ["nonfinite" if n == 4 else "converged" for n in SIZES]
-    assert state.energy.dtype == torch.float64
+    for options in ({}, {"autobatcher": autobatcher(model, 20)}):  # all at once, and some after others
+        with pytest.warns(UserWarning, match="no weights for Ar"):
+            state, table = relax(clusters(), model, fmax=FMAX, **options)
+        assert [result.reason for result in table] == ["nonfinite" if n in REFUSED else "converged" for n in SIZES]
+        assert [result.message for result in table] == [f"no weights for Ar{n}" if n in REFUSED else "" for n in SIZES]
+        assert state.energy.dtype == torch.float64
+
+
+@pytest.mark.parametrize("text, kept", [("", ""), ("7 \u00c5", "7 \u00c5"), ("a" * 255 + "\u00c5", "a" * 255)])
+def test_a_message_is_cut_between_letters(text, kept):
+    assert from_bytes(to_bytes(text)) == kept
+
+
+def test_a_refusal_on_the_way_has_the_words_of_the_model():
+    class Refuses(PairModel):
+        def forward(self, state, **kwargs):
+            output = super().forward(state, **kwargs)
+            return output | {"message": torch.stack([to_bytes(f"call {self.calls[4]}")] * state.n_systems)}
+
+    model = Refuses(fails=lambda n_atoms, call: n_atoms == 4 and call == 3)
+    _, table = relax(clusters(), model, fmax=FMAX, **CAP)
+    assert [result.message for result in table] == ["call 3" if n == 4 else "" for n in SIZES]
+
+
+def test_what_is_no_model_of_torch_sim_is_refused_with_one_that_is():
+    batched = BatchedModel("chgnet", "1", None, "cpu", 100, lambda a: a, answers_for)
+    with pytest.raises(TypeError, match=r"^Invalid model: chgnet .*; give TorchSimModel\(chgnet\(\)\)$"):
+        relax(clusters(), batched, fmax=FMAX)
+    with pytest.raises(TypeError, match=r"^Invalid model: OfModel is no .*; give TorchSimModel\(chgnet\(\)\)"):
+        relax(clusters(), OfModel(), fmax=FMAX)
+
+
+def test_no_structures_are_refused():
+    with pytest.raises(ValueError, match=r"^Invalid structures: the list is empty; give at least one structure$"):
+        relax([], PairModel(), fmax=FMAX)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,8 @@ from frankenstein.models import Prediction
 from frankenstein.relaxation import REASONS
 from frankenstein.structures.calculators import LennardJones
 from frankenstein.structures.descents import Descent, Terms
+from frankenstein.structures.outputs import write_structures
+from frankenstein.structures.reading import Structure
 
 SMALL = ("--calculator", "lj", "--maxstep", "0.1")
 
@@ -193,7 +195,7 @@ def test_bad_structures_are_told_and_the_others_go_on(relax, tmp_path):
     write(tmp_path / "mixed.xyz", [cluster(1), overlapping, lost], format="extxyz")
     write(tmp_path / "crystal.cif", bulk("Cu"))
     (tmp_path / "empty.xyz").touch()
-    code, _, said = relax(*(tmp_path / name for name in ("mixed.xyz", "crystal.cif", "empty.xyz")), *SMALL)
+    code, printed, said = relax(*(tmp_path / name for name in ("mixed.xyz", "crystal.cif", "empty.xyz")), *SMALL)
     assert code == 1
     assert len(said) == 4
     for line, told in zip(
@@ -211,8 +213,15 @@ def test_bad_structures_are_told_and_the_others_go_on(relax, tmp_path):
     assert "the position of atom 1 (Ar) is not finite" in said[2]
     assert "module:Factory" in said[3]
     assert [(row["name"], row["reason"]) for row in rows(tmp_path / "out" / "table.csv")] == [
-        *(("mixed-0000", "converged"), ("mixed-0001", "failed"), ("mixed-0002", "failed"), ("crystal-0000", "failed"))
+        *(("mixed-0000", "converged"), ("mixed-0001", "failed"), ("mixed-0002", "failed"), ("crystal-0000", "failed")),
+        (str(tmp_path / "empty.xyz"), "failed"),
     ]
+    assert rows(tmp_path / "out" / "table.csv")[-1]["message"] == "cannot be read: it is empty"
+    assert "1 of 4 structures converged (3 failed), " in printed
+    assert "; 1 file could not be read" in printed
+    page = (tmp_path / "out" / "report.html").read_text()
+    assert "empty.xyz (cannot be read)" in page
+    assert "cannot be read: it is empty</td>" in page
     (tmp_path / "empty.xyz").write_text((tmp_path / "mixed.xyz").read_text())
     assert len(relax(*(tmp_path / name for name in ("mixed.xyz", "crystal.cif", "empty.xyz")), *SMALL)[2]) == 5
     assert len(rows(tmp_path / "out" / "table.csv")) == 7  # a file that was put right joins
@@ -319,3 +328,82 @@ def test_a_calculator_of_ase_may_be_any(relax, tmp_path, monkeypatch):
 def test_reasons_are_those_of_the_library(relax, tmp_path):
     relax(write_clusters(tmp_path / "some.xyz"), *SMALL, "--maxcalls", "5", "--compare", "fire")
     assert {outcome["reason"] for outcome in outcomes(tmp_path / "out").values()} <= {*REASONS, "failed"}
+
+
+def test_more_calls_are_allowed_in_the_same_folder(relax, tmp_path):
+    file, out = write_clusters(tmp_path / "some.xyz"), tmp_path / "out"
+    relax(file, *SMALL, "--compare", "cg", out=tmp_path / "whole")
+    assert relax(file, *SMALL, "--compare", "cg", "--maxcalls", "7")[0] == 1
+    assert list((out / "journals" / "frankenstein").iterdir()) != []
+    before = json.loads((out / "curves.jsonl").read_text().splitlines()[0])
+    assert relax(file, *SMALL, "--compare", "cg")[0] == 0
+    assert outcomes(out) == outcomes(tmp_path / "whole")
+    assert before["reason"] == "maxcalls"
+    assert not (out / "journals").exists()
+    code, _, said = relax(file, *SMALL, "--maxcalls", "7")
+    assert code == 2
+    assert "maxcalls 10000, not 7 (more may be allowed, not fewer)" in said[0]
+
+
+def test_structures_that_used_up_their_calls_make_none_of_them_again(relax, tmp_path, monkeypatch):
+    monkeypatch.setenv("CALLS", str(tmp_path / "calls"))
+    arguments = (write_clusters(tmp_path / "some.xyz"), "--calculator", f"{CALCULATORS}:Counted", "--maxstep", "0.1")
+    relax(*arguments, "--maxcalls", "7")
+    assert relax(*arguments)[0] == 0
+    made = sum(int(row["calls"]) for row in rows(tmp_path / "out" / "table.csv"))
+    assert (tmp_path / "calls").stat().st_size == made
+
+
+def test_files_can_be_added_and_the_others_keep_their_names(relax, tmp_path, monkeypatch):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+    first, second = write_clusters(tmp_path / "a" / "x.xyz", 2), write_clusters(tmp_path / "b" / "x.xyz", 1)
+    relax(first, *SMALL)
+    before = outcomes(tmp_path / "out")
+    assert relax(second, first, *SMALL)[0] == 0
+    after = outcomes(tmp_path / "out")
+    assert {key: after[key] for key in before} == before
+    table = rows(tmp_path / "out" / "table.csv")
+    assert [(row["name"], row["file"], row["frame"]) for row in table] == [
+        ("b_x-0000", str(second), "0"),
+        ("x-0000", str(first), "0"),
+        ("x-0001", str(first), "1"),
+    ]
+    ends = ase.io.read(tmp_path / "out" / "relaxed.extxyz", ":")
+    assert [(atoms.info["file"], atoms.info["frame"]) for atoms in ends] == [
+        *((str(second), 0), (str(first), 0), (str(first), 1))
+    ]
+    monkeypatch.setattr(LennardJones, "energy_and_forces", None)
+    assert relax(second, first, *SMALL)[0] == 0
+    assert "which is not named now" in relax(second, *SMALL)[2][0]
+
+
+def test_nothing_is_left_that_nobody_needs(relax, tmp_path):
+    file, out = write_clusters(tmp_path / "some.xyz"), tmp_path / "out"
+    relax(file, *SMALL, "--workers", "2")
+    halves = [out / ".table.csv.part", out / ".chart.png.png", out / "trajectories" / ".some-0000.traj"]
+    for half in halves:  # as a kill leaves them
+        half.touch()
+    relax(file, *SMALL)
+    assert not any(path.exists() for path in (*halves, out / "workers.lock"))
+
+
+def test_capitals_and_spaces_do_not_matter(relax, tmp_path):
+    file = write_clusters(tmp_path / "some.xyz", 1)
+    code, printed, _ = relax(
+        file, "--calculator", " LJ", "--maxstep", "0.1", "--compare", "Fire, CG", "--timeout", "60"
+    )
+    assert code == 0
+    assert "1 of 1 structure converged" in printed
+    command = json.loads((tmp_path / "out" / "settings.json").read_text())["command"]
+    assert " --calculator lj --maxstep 0.1 --timeout 60 --compare fire,cg " in command
+
+
+def test_what_ase_warns_of_while_it_writes_is_nobodys_business(relax, tmp_path):
+    slab = bulk("Cu", cubic=True)
+    slab.info["adsorbate_info"] = {"site": slice(2)}
+    write(tmp_path / "slab.traj", bulk("Cu", cubic=True))
+    structure = Structure("slab-0000", slab, tmp_path / "slab.traj", 0)
+    relax(tmp_path / "slab.traj", "--calculator", "emt")
+    found = outcomes(tmp_path / "out")
+    assert write_structures(tmp_path / "slab.extxyz", [structure], found) == 1

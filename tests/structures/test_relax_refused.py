@@ -26,6 +26,9 @@ SMALL = ("--calculator", "lj", "--maxstep", "0.1")
         ((*SMALL, "--workers", "0"), "'0' is not a whole number of at least 1"),
         ((*SMALL, "--compare", "fyre"), "unknown optimizer 'fyre'; did you mean 'fire'?"),
         (("--calculator", f"{CALCULATORS}:Counted", "--cell"), "does not give it"),
+        (("--calculator", "slow.py"), "which class? slow.py:NAME"),
+        (("--calculator", "mace"), "mace is mace.calculators:mace_mp"),
+        ((*SMALL, "-o"), "unrecognized arguments: -o (see `frankenstein relax --help`)"),
     ],
 )
 def test_wrong_arguments_are_one_line(relax, tmp_path, arguments, told):
@@ -99,3 +102,10 @@ def test_damaged_files_of_the_folder(relax, tmp_path):
     code, _, said = relax(file, *SMALL)
     assert code == 2
     assert "settings.json is damaged" in said[0]
+
+
+def test_a_folder_that_is_a_file_is_said_to_be_one(relax, tmp_path):
+    file = write_clusters(tmp_path / "some.xyz")
+    code, _, said = relax(file, *SMALL, out=file)
+    assert code == 2
+    assert said == [f"frankenstein: error: cannot use {file}: it is a file; choose another folder with --out"]

@@ -8,6 +8,9 @@ import pytest
 from relax_cases import write_clusters
 
 from frankenstein.cli import main
+from frankenstein.structures import charts
+from frankenstein.structures.session import ALL_REASONS
+from frankenstein.structures.terminal import progress
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
@@ -62,3 +65,33 @@ def test_the_page_draws_its_charts_and_tells_what_is_under_the_pointer(browser, 
     assert page.locator("#\\/structures tbody tr").count() == 3
     assert complaints == []
     page.close()
+
+
+def test_many_structures_have_a_legend_and_a_word_about_the_lines():
+    outcomes = [
+        {"name": f"s-{i:04d}", "optimizer": "frankenstein", "calls": 2, "n_atoms": 2, "converged": True,
+         "curve": {"energy": [1.0, 0.0], "fmax": [1.0, 0.001]}}
+        for i in range(30)
+    ]  # fmt: skip
+    looks, (force, energy) = charts.charts(outcomes, ["frankenstein"], 0.01, "eV")
+    legend = force.spec["layer"][-1]["encoding"]["color"]["legend"]
+    assert len(looks) == charts.N_LINES
+    assert legend is not None
+    assert force.caption.startswith("One line per structure; the 24 of 30 that took the most calls. ")
+    assert force.spec["encoding"]["y"]["title"] == "largest force (eV/Å)"
+    assert energy.spec["encoding"]["y"]["title"] == "energy above the final energy (eV per atom)"
+    _, (force, _) = charts.charts(outcomes, ["frankenstein"], 0.01, "")
+    assert force.spec["encoding"]["y"]["title"] == "largest force"
+
+
+def test_a_reason_that_cannot_be_is_not_listed():
+    assert "stopped" not in ALL_REASONS
+    assert {"converged", "maxcalls", "failed"} <= ALL_REASONS.keys()
+
+
+def test_the_bar_names_the_largest_force_only_while_something_moves():
+    with progress(0, 1) as counter:
+        counter.after_round(3, 0.5)
+        assert "fmax 0.5" in counter.bar.tasks[0].description
+        counter.ended()
+        assert "fmax" not in counter.bar.tasks[0].description

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gzip
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -147,3 +148,30 @@ def test_cells_that_do_not_fit_what_is_asked():
     assert "periodic along c, but its cell has no extent there" in why(crystal)
     crystal.cell[2] = np.inf
     assert why(crystal) == "its cell is not finite"
+
+
+def test_what_cannot_be_read_stands_in_its_place(tmp_path):
+    path = tmp_path / "some.xyz"
+    path.write_text("1\n\nAr 0 0 0\n1\n\nQq 0 0 0\n")
+    found = read([tmp_path / "absent.xyz", path], ALL, lambda _: None)
+    assert [(one.name, one.frame) for one in found] == [
+        (str(tmp_path / "absent.xyz"), None),
+        ("some-0000", 0),
+        ("some-0001", 1),
+    ]
+    assert [type(one) for one in found] == [Unread, Structure, Unread]
+    assert found[2].message == "frame 1 cannot be read: unknown element Qq"
+
+
+def test_files_keep_the_names_that_they_have():
+    known = {"a/x.cif": "x"}
+    assert stems([Path("b/x.cif"), Path("a/x.cif"), Path("x.xyz"), Path("y.xyz")], known)[:2] == ["b_x", "x"]
+    assert stems([Path("y.xyz")], {"z/y.xyz": "y"}) == ["y.2"]
+
+
+def test_a_slab_with_its_cell_is_told_what_to_do_instead():
+    slab = bulk("Cu", cubic=True)
+    slab.pbc = (True, True, False)
+    assert why(slab) == ""
+    assert why(slab, has_cell=True).startswith("it is periodic along a, b only, and --cell relaxes all of a cell: ")
+    assert "mask" in why(slab, has_cell=True)
