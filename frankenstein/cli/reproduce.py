@@ -62,11 +62,11 @@ def run(options: argparse.Namespace) -> int:
     if name != "table4" and (options.structures or options.calculator):
         raise UsageError("--structures and --calculator belong to table4")
     out = options.out or Path("runs") / name
-    _claim(out, name)
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # a polite kill is a Ctrl-C
     with _Bar() as bar:
         try:
             asked = _asked(options, out, bar, module)
+            _claim(out, name)
             findings = module.reproduce(asked)
         except (RecordError, ExecutorError, ExperimentError) as error:
             raise UsageError(str(error)) from None

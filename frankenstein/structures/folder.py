@@ -9,6 +9,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from frankenstein.compare.store.records import RecordError, lock
 from frankenstein.structures.running import Outcome
 from frankenstein.structures.workers import LOCK, wait_for_workers
 
@@ -110,7 +111,10 @@ def opened(path: Path, settings: Mapping[str, Any], context: Mapping[str, Any]) 
         why = "it is a file" if isinstance(error, FileExistsError) else error.strerror
         raise FolderError(f"cannot use {path}: {why}; choose another folder with --out") from None
     try:
-        _lock(handle, path)
+        try:
+            lock(handle, path)
+        except RecordError as error:
+            raise FolderError(str(error)) from None
         folder = Folder(path, settings["maxcalls"])
         try:
             _check_settings(path, settings, context)
@@ -155,19 +159,6 @@ def replace(path: Path, content: str | bytes) -> None:
     except OSError:
         half.unlink(missing_ok=True)
         raise
-
-
-def _lock(handle: int, path: Path) -> None:
-    try:
-        import fcntl
-    except ImportError:  # Windows has no flock; two runs in one folder are then the user's care
-        return
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise FolderError(f"{path} is in use by another run; wait for it, or choose another --out") from None
-    except OSError as error:
-        raise FolderError(f"cannot lock {path}: {error.strerror}; choose a folder on a local disk") from None
 
 
 def _check_settings(path: Path, settings: Mapping[str, Any], context: Mapping[str, Any]) -> None:

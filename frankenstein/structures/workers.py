@@ -17,11 +17,11 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
+from frankenstein.compare.executors import threads_for_children
 from frankenstein.compare.interrupts import interrupts_held
 from frankenstein.structures.calculators import CalculatorError, load
 from frankenstein.structures.running import Ended, Job, Outcome, Round, Task, nothing_computed, run
 
-THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 TELL_SECONDS = 0.1  # how often a worker tells how far it is
 LOCK = "workers.lock"
 
@@ -117,7 +117,10 @@ def _lost(job: Job, exitcode: int) -> Outcome:
 
 def _start(task: Task, loading: Loading, n_threads: int) -> _Worker:
     context = multiprocessing.get_context("spawn")
-    with _threads(n_threads), interrupts_held():  # it inherits that it is blocked: Ctrl-C is the parent's to handle
+    with (
+        threads_for_children(n_threads),
+        interrupts_held(),
+    ):  # it inherits that it is blocked: Ctrl-C is the parent's to handle
         if os.name == "posix":
             from multiprocessing import resource_tracker
 
@@ -189,18 +192,3 @@ def _flock(file: Any, how: str) -> None:
     except ImportError:  # Windows
         return
     fcntl.flock(file, getattr(fcntl, how))
-
-
-@contextmanager
-def _threads(n: int) -> Iterator[None]:
-    """Let processes that are started meanwhile have so many threads each."""
-    before = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-    os.environ.update(dict.fromkeys(THREAD_VARIABLES, str(n)))
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

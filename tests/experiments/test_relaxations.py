@@ -162,6 +162,9 @@ def test_a_worker_that_dies_is_an_outcome(tmp_path):
     (record,) = run([Job("morse4", "fire", 99, None)], tmp_path, Inline(), lambda *step: None, pytest.fail)
     assert record["reason"] == "failed: OSError: the worker is gone"
     assert record["energy"] is None and not record["converged"]
+    again = Inline()
+    run([Job("morse4", "fire", 99, None)], tmp_path, again, lambda *step: None, pytest.fail)
+    assert again.ran == ["morse4/fire/99"]  # it says nothing about the method
 
 
 def test_a_torn_last_line_is_told_and_run_again(tmp_path):

@@ -129,7 +129,7 @@ def appending(
     except OSError as error:
         raise RecordError(f"cannot use {folder}: {error.strerror}; choose a writable folder with --out") from None
     try:
-        _lock(handle, folder)
+        lock(handle, folder)
         records = read(folder, report, form)
         try:
             _mend_tail(path, form)
@@ -151,7 +151,12 @@ def appending(
         os.close(handle)
 
 
-def _lock(handle: int, folder: Path) -> None:
+def lock(handle: int, folder: Path) -> None:
+    """Keep other runs out of a folder as long as its handle is open.
+
+    Raises:
+        RecordError: Another run is there, or the folder cannot be locked.
+    """
     try:
         import fcntl
     except ImportError:  # Windows has no flock; two runs in one folder are then the user's care

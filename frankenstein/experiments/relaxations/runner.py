@@ -1,4 +1,4 @@
-"""Run minimisers from the same starts: every run is one record, written when it ends, and never run twice."""
+"""Run minimisers from the same starts: every run is one record, written when it ends, and not run again."""
 
 from __future__ import annotations
 
@@ -153,7 +153,8 @@ def run(todo: Iterable[Job], folder: Path, executor: Executor, progress: Progres
     """
     wanted = {job.key: job for job in todo}
     with appending(folder, report, RELAXATIONS) as (known, append):
-        done = {record["cell"]: record for record in known if record["cell"] in wanted}
+        # a run without an answer (its worker was killed) says nothing about the method: it is tried again
+        done = {record["cell"]: record for record in known if record["cell"] in wanted and record["n_atoms"]}
         pending = deque(job for key, job in wanted.items() if key not in done)
         futures: dict[Future[Record], Job] = {}
 
