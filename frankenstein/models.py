@@ -285,7 +285,7 @@ def _load_package(module: str, *, package: str, extra: str) -> Any:
         return importlib.import_module(module)
     except ModuleNotFoundError as error:
         raise ImportError(
-            f"The package {package} is not here (no module {error.name}): pip install 'frankenstein-optimizer[{extra}]'"
+            f"The package {package} is not here (no module {error.name}): pip install '.[{extra}]' (in the checkout)"
         ) from error
 
 

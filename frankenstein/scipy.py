@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from scipy.optimize import OptimizeResult, approx_fprime
 
-from frankenstein.relaxation import minimize
+from frankenstein.relaxation import RelaxationRule, minimize
 from frankenstein.relaxation.run import Reason
 
 __all__ = ["frankenstein"]
@@ -45,6 +45,7 @@ def frankenstein(
     maxcalls: int = 10_000,
     maxiter: int | None = None,
     maxstep: float | None = None,
+    memory: int | None = None,
     timeout: float | None = None,
     disp: bool = False,
     **unknown: Any,
@@ -71,6 +72,7 @@ def frankenstein(
         maxcalls: Most evaluations of the gradient.
         maxiter: Most iterations, which is one less; for those used to it.
         maxstep: Longest step of one variable, in its unit; None: no limit beyond the one that the method keeps.
+        memory: How many steps are remembered, by default 60; each takes twice the room of x.
         timeout: Most seconds.
         disp: Print why it ended.
         **unknown: Options that the method does not have are told with a warning, as SciPy does.
@@ -109,6 +111,7 @@ def frankenstein(
         gtol=next(value for value in (gtol, tol, 1e-5) if value is not None),
         maxcalls=maxcalls,
         maxstep=maxstep,
+        rule=None if memory is None else RelaxationRule(memory=memory),
         timeout=timeout,
         callback=_scipy_callback(callback),
     )

@@ -16,6 +16,9 @@ from frankenstein.experiments import EXPERIMENTS, is_installed
 if TYPE_CHECKING:
     from frankenstein.experiments.experiment import Findings, Options
 
+NOTE = "experiment.txt"
+"""The file that says whose a folder is."""
+
 
 def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     """Add the command."""
@@ -69,6 +72,7 @@ def run(options: argparse.Namespace) -> int:
             _claim(out, name)
             findings = module.reproduce(asked)
         except (RecordError, ExecutorError, ExperimentError) as error:
+            _release(out)
             raise UsageError(str(error)) from None
         except KeyboardInterrupt:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -84,7 +88,7 @@ def _claim(out: Path, name: str) -> None:
     Raises:
         UsageError: It is another experiment's, or cannot be written.
     """
-    note = out / "experiment.txt"
+    note = out / NOTE
     try:
         out.mkdir(parents=True, exist_ok=True)
         owner = note.read_text(encoding="utf-8").strip() if note.exists() else ""
@@ -95,6 +99,13 @@ def _claim(out: Path, name: str) -> None:
         note.write_text(f"{name}\n", encoding="utf-8")
     except OSError as error:
         raise UsageError(f"cannot use {out}: {error.strerror}; choose a writable folder with --out") from None
+
+
+def _release(out: Path) -> None:
+    """Take the note back where nothing came of it."""
+    if out.is_dir() and [path.name for path in out.iterdir()] == [NOTE]:
+        (out / NOTE).unlink()
+        out.rmdir()
 
 
 def _asked(options: argparse.Namespace, out: Path, bar: _Bar, module: Any) -> Options:

@@ -23,7 +23,7 @@ try:
 except ModuleNotFoundError as error:
     raise ImportError(
         f"The package torch-sim-atomistic is not here (no module {error.name}): "
-        "pip install 'frankenstein-optimizer[torchsim]'"
+        "pip install '.[torchsim]' (in the checkout)"
     ) from error
 
 HAS_TUPLES = hasattr(getattr(_optimizers, "OptimState", None), "set_constrained_forces")

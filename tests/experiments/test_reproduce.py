@@ -130,6 +130,7 @@ def test_wrong_input_gets_one_line_and_exit_code_2(words, line, capsys, tmp_path
     assert main(words) == 2
     printed = capsys.readouterr().err
     assert line in printed and printed.count("\n") == 1
+    assert not list(tmp_path.glob("runs/*")), "a folder was left"
 
 
 def test_table_2_runs_is_shown_and_written_and_goes_on(capsys, tmp_path, monkeypatch):

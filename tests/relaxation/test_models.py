@@ -154,7 +154,7 @@ def test_both_know_the_elements_of_their_training_set(loaded):
 )
 def test_a_package_that_is_not_here_is_named_with_the_remedy(monkeypatch, module, make, remedy):
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ImportError, match=rf"is not here .*: pip install 'frankenstein-optimizer\[{remedy}\]'$"):
+    with pytest.raises(ImportError, match=rf"is not here .*: pip install '\.\[{remedy}\]' \(in the checkout\)$"):
         make()
 
 

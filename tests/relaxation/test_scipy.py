@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.optimize import OptimizeResult, OptimizeWarning, minimize, rosen, rosen_der
 
-from frankenstein.relaxation import REASONS
+from frankenstein.relaxation import REASONS, RelaxationRule
 from frankenstein.relaxation import minimize as own_minimize
 from frankenstein.scipy import MESSAGES, STATUS, frankenstein
 
@@ -52,6 +52,13 @@ def test_it_takes_the_path_of_the_rule():
     own = own_minimize(both, START)
     np.testing.assert_array_equal(result.x, own.x)
     assert result.njev == own.calls
+
+
+def test_a_short_memory_is_the_rule_with_it():
+    short = minimize(both, START, jac=True, method=frankenstein, options={"memory": 2})
+    own = own_minimize(both, START, rule=RelaxationRule(memory=2))
+    np.testing.assert_array_equal(short.x, own.x)
+    assert short.success and short.njev == own.calls != own_minimize(both, START).calls
 
 
 def test_args_reach_the_function_and_the_gradient():

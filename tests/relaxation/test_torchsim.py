@@ -366,7 +366,7 @@ def reloaded():
 
 def test_a_torch_sim_that_is_not_here_is_named_with_the_remedy(monkeypatch, reloaded):
     monkeypatch.setitem(__import__("sys").modules, "torch_sim", None)
-    with pytest.raises(ImportError, match=r"pip install 'frankenstein-optimizer\[torchsim\]'"):
+    with pytest.raises(ImportError, match=r"pip install '\.\[torchsim\]'"):
         importlib.reload(installed)
     monkeypatch.undo()
 
