@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs/compare
 # What the stamps depend on: a change there installs again.
-SETUP := pyproject.toml constraints.txt
+SETUP := pyproject.toml constraints.txt $(wildcard frankenstein/kernels/cpu*.[ch])
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 compare: .venv/experiments.stamp ## compare optimizers on real data (about three minutes); says where the report lies

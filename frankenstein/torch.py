@@ -11,24 +11,24 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiable
 
-from frankenstein.rule import STATE_KEYS, Rule, State, as_rule, gradient_limit, rule_config, update
-from frankenstein.torch_checkpoint import translated
+from frankenstein import kernels
+from frankenstein.kernels import state as formats
+from frankenstein.kernels.plain import compute_dtype, is_usable, real
+from frankenstein.rule import STATE_KEYS, Rule, as_rule, gradient_limit, rule_config
+from frankenstein.torch_checkpoint import check_shapes, translated
 
 __all__ = ["Frankenstein"]
 
 NONFINITE = ("propagate", "skip", "raise")
 MIN_EPS = torch.finfo(torch.float32).tiny  # a smaller eps is 0 in float32, and then 0 / 0
-# Float16 state breaks at once: 1e-8 rounds to 0. What is not named here has float32 state.
-STATE_DTYPES = {dtype: dtype for dtype in (torch.float64, torch.complex64, torch.complex128)} | {
-    torch.complex32: torch.complex64
-}
+HOW_TO_STEP = ("foreach", "fused", "capturable")  # what the machine decides, not the checkpoint
 
 
 class Frankenstein(Optimizer):
     """The Frankenstein optimizer (Algorithm 1 of arXiv:2503.02147) for PyTorch.
 
     A drop-in replacement for `torch.optim.AdamW`: schedulers, parameter groups, closures, hooks, checkpoints and
-    `GradScaler` work as with torch's own optimizers. Parameters in float16 and bfloat16 keep float32 state, also
+    `GradScaler` work as with torch's own optimizers. State keeps its own dtype, whatever that of the parameters, also
     through `load_state_dict`. The step is larger than Adam's at the same `lr` (up to tenfold at rest), so tune `lr`
     anew; `frankenstein compare` does that on equal terms.
 
@@ -46,11 +46,21 @@ class Frankenstein(Optimizer):
             `frankenstein.rule.gradient_limit`: `"propagate"` computes on, as torch's optimizers do (a NaN then stays in
             the state for ever); `"skip"` leaves the element's parameter and state as they are; `"raise"` raises before
             anything is changed (it waits for the device at every step).
+        state_dtype: How the state is stored: `"float32"` (12 bytes per parameter), `"bfloat16"` (6) or `"8bit"` (3;
+            tensors of fewer than 4,096 elements stay float32), or the torch dtype of that name. float64 and complex
+            parameters have state of their own dtype. Changed in a group, it holds from the next step on.
+        kahan_sum: Keep, in a second tensor of their dtype, what float16 and bfloat16 parameters cannot hold, so that no
+            update is lost to rounding (2 bytes per parameter). None: do so for these; True is the same; False: round.
+        foreach: Use operations on lists of tensors. None: on GPUs that have no fused kernel.
         maximize: Maximize the objective instead of minimizing it.
+        capturable: Keep `lr` in a tensor on the parameters' device, so that a captured CUDA graph follows it.
         differentiable: Let autograd record the step.
+        fused: True: insist on the fused kernel (float32 and bfloat16 on the CPU and on CUDA). None: use it where it is
+            to be had; `frankenstein doctor` says where. False: the operations of `frankenstein.rule`, one by one.
 
     Raises:
         ValueError: An argument is outside its range; the message names it and says what is allowed.
+        RuntimeError: Arguments exclude each other: two of `fused`, `foreach` and `differentiable`.
 
     Examples:
         >>> import torch
@@ -75,8 +85,13 @@ class Frankenstein(Optimizer):
         weight_decay: float = 0.0,
         rule: str | Rule = "paper",
         nonfinite: Literal["propagate", "skip", "raise"] = "propagate",
+        state_dtype: str | torch.dtype = "float32",
+        kahan_sum: bool | None = None,
+        foreach: bool | None = None,
         maximize: bool = False,
+        capturable: bool = False,
         differentiable: bool = False,
+        fused: bool | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -86,8 +101,13 @@ class Frankenstein(Optimizer):
             "weight_decay": weight_decay,
             "rule": rule_config(rule),
             "nonfinite": nonfinite,
+            "state_dtype": _state_dtype_name(state_dtype),
+            "kahan_sum": kahan_sum,
+            "foreach": foreach,
             "maximize": maximize,
+            "capturable": capturable,
             "differentiable": differentiable,
+            "fused": fused,
         }
         _check_options(defaults)
         if hasattr(params, "get_positions"):  # the class of the same name for ASE is meant
@@ -103,6 +123,8 @@ class Frankenstein(Optimizer):
         if isinstance(param_group, dict):  # else torch says what is wrong
             if "rule" in param_group:
                 param_group["rule"] = rule_config(param_group["rule"])
+            if "state_dtype" in param_group:
+                param_group["state_dtype"] = _state_dtype_name(param_group["state_dtype"])
             _check_options({**self.defaults, **param_group})
         super().add_param_group(param_group)
         # A tied parameter listed twice moves once; torch has warned about it.
@@ -112,6 +134,7 @@ class Frankenstein(Optimizer):
             first.setdefault(id(param), i)
         for key in group.keys() & {"params", "param_names"}:
             group[key] = [group[key][i] for i in first.values()]
+        _place_lr(group)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -134,14 +157,19 @@ class Frankenstein(Optimizer):
 
         def take(_: Optimizer, loaded: dict[str, Any]) -> dict[str, Any]:  # after the user's own hooks
             final.update(translated(loaded))
+            for saved, group in zip(final["param_groups"], self.param_groups, strict=False):
+                saved.update({key: group[key] for key in HOW_TO_STEP})
+                check_shapes(saved, group["params"], final["state"])
             return final
 
         def restore(_: Optimizer) -> None:  # before the user's own hooks
             for saved, group in zip(final["param_groups"], self.param_groups, strict=True):
                 for key, param in zip(saved["params"], group["params"], strict=True):
                     for name, value in final["state"].get(key, {}).items():
-                        if isinstance(value, Tensor) and name in STATE_KEYS:
-                            self.state[param][name] = value.detach().to(param.device, _state_dtype(param), copy=True)
+                        if isinstance(value, Tensor) and name in (*STATE_KEYS, formats.EXPONENTS):
+                            kept = value.dtype in (torch.uint8, torch.bfloat16)
+                            dtype = value.dtype if kept else formats.storage_of(param, "float32")
+                            self.state[param][name] = value.detach().to(param.device, dtype, copy=True)
 
         before = self.register_load_state_dict_pre_hook(take)
         after = self.register_load_state_dict_post_hook(restore, prepend=True)
@@ -163,17 +191,15 @@ class Frankenstein(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        self._refuse_capture()
         self._refuse_sparse_gradients()
         self._refuse_nonfinite_gradients()
         for group in self.param_groups:
-            params: list[Tensor] = []
-            grads: list[Tensor] = []
-            states = State([], [], [])
-            self._init_group(group, params, grads, *states)
-            _step_each(
-                params,
-                grads,
-                states,
+            if not torch.compiler.is_compiling():  # the compiler calls every group capturable
+                _place_lr(group)
+            batch = kernels.Batch()
+            self._init_group(group, *batch.lists())
+            options = kernels.Options(
                 lr=group["lr"],
                 eps=float(group["eps"]),
                 momentum=float(group["momentum"]),
@@ -184,10 +210,11 @@ class Frankenstein(Optimizer):
                 maximize=group["maximize"],
                 differentiable=group["differentiable"],
             )
+            kernels.step(batch, options, foreach=group["foreach"], fused=group["fused"])
         return loss
 
     def _init_group(
-        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], *states: list[Tensor]
+        self, group: dict[str, Any], params: list[Tensor], grads: list[Tensor], *states: list[Tensor | None]
     ) -> None:
         """Append what the group's parameters with a gradient step with; make the state that is missing.
 
@@ -199,12 +226,20 @@ class Frankenstein(Optimizer):
                 continue
             state = self.state[param]
             if STATE_KEYS[0] not in state:  # it may hold a user's own entries
-                for key in STATE_KEYS:
-                    state[key] = torch.zeros_like(param, dtype=_state_dtype(param), memory_format=torch.preserve_format)
+                state.update(formats.new(param, group["state_dtype"]))
+            elif state[STATE_KEYS[0]].dtype != formats.storage_of(param, group["state_dtype"]):
+                changed = formats.converted(param, state, group["state_dtype"])
+                state.pop(formats.EXPONENTS, None)
+                state.update(changed)
+            is_compensated = group["kahan_sum"] is not False and param.dtype in formats.LOW_PRECISION
+            if is_compensated and formats.COMPENSATION not in state:
+                state[formats.COMPENSATION] = torch.zeros_like(param, memory_format=torch.preserve_format)
             params.append(param)
             grads.append(param.grad)
-            for key, tensors in zip(STATE_KEYS, states, strict=True):
+            for key, tensors in zip(STATE_KEYS, states, strict=False):
                 tensors.append(state[key])
+            states[-2].append(state.get(formats.EXPONENTS))
+            states[-1].append(state[formats.COMPENSATION] if is_compensated else None)
 
     def _with_gradient(self) -> Iterator[tuple[int, int, Tensor]]:
         """Yield group index, index in the group, and gradient."""
@@ -216,6 +251,12 @@ class Frankenstein(Optimizer):
     def _name(self, i: int, j: int) -> str:
         names = self.param_groups[i].get("param_names")
         return f"{names[j]!r}" if names else f"{j} of group {i}"
+
+    def _refuse_capture(self) -> None:
+        if torch.compiler.is_compiling() or all(group["capturable"] for group in self.param_groups):
+            return
+        if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            raise RuntimeError("a CUDA graph captures step(), and a group is not capturable; set capturable=True")
 
     def _refuse_sparse_gradients(self) -> None:
         for i, j, grad in self._with_gradient():
@@ -231,90 +272,31 @@ class Frankenstein(Optimizer):
         for i, j, grad in self._with_gradient():
             group = self.param_groups[i]
             if group["nonfinite"] == "raise":
-                grad = _real(grad).to(_compute_dtype(group["params"][j]))
-                counts[i, j] = (~_is_usable(grad, group["eps"])).sum()
+                grad = real(grad).to(compute_dtype(group["params"][j]))
+                counts[i, j] = (~is_usable(grad, group["eps"])).sum()
         by_device: dict[torch.device, list[Tensor]] = {}
         for count in counts.values():
             by_device.setdefault(count.device, []).append(count)
         if any(torch.stack(of_device).any().item() for of_device in by_device.values()):
             (i, j), n_bad = next((key, int(count)) for key, count in counts.items() if count)
             group = self.param_groups[i]
-            limit = gradient_limit(torch, _compute_dtype(group["params"][j]), group["eps"])
+            limit = gradient_limit(torch, compute_dtype(group["params"][j]), group["eps"])
             raise RuntimeError(
                 f"parameter {self._name(i, j)} has {n_bad} gradient elements that are NaN, infinite or larger than "
                 f"{limit:.1e}; nothing was changed (nonfinite='raise')"
             )
 
 
-def _step_each(
-    params: list[Tensor],
-    grads: list[Tensor],
-    states: State,
-    *,
-    lr: float | Tensor,
-    eps: float,
-    momentum: float,
-    base_lr: float,
-    weight_decay: float,
-    rule: Rule,
-    skip_nonfinite: bool,
-    maximize: bool,
-    differentiable: bool,
-) -> None:
-    """Move parameters, one after the other, by the rule and their decoupled weight decay; write parameters and state.
-
-    Plain tensor operations, for every device and dtype. `states` holds one list of tensors for each part of the state;
-    the options are the class's, with `skip_nonfinite` for `nonfinite="skip"`. Gradients are never modified.
-    """
-    for param, grad, *state in zip(params, grads, *states, strict=True):
-        grad = _real(grad).to(_compute_dtype(param))
-        grad = -grad if maximize else grad
-        # Two 0-dim tensors promote each other: a float64 lr would make a float32 scalar parameter's state float64.
-        rate = lr.reshape(()).to(grad.device, grad.dtype) if isinstance(lr, Tensor) else float(lr)
-        theta = _real(param).to(grad.dtype, copy=differentiable)
-        old = State(*map(_real, state))
-        before = State(*(tensor.clone() for tensor in old)) if differentiable else old
-
-        delta, after = update(
-            torch,
-            grad,
-            before,
-            lr=rate,
-            eps=eps,
-            momentum=momentum,
-            base_lr=base_lr,
-            rule=rule,
-            skip_nonfinite=skip_nonfinite,
-        )
-        moved = (theta * (1 - rate * weight_decay) if weight_decay else theta) + delta
-        if skip_nonfinite and weight_decay:
-            moved = torch.where(_is_usable(grad, eps), moved, theta)
-
-        param.copy_(_like(param, moved))
-        for tensor, new in zip(old, after, strict=True):
-            tensor.copy_(new)
+def _place_lr(group: dict[str, Any]) -> None:
+    """Keep the learning rate of a capturable group in a tensor where its parameters are."""
+    if group["capturable"] and group["params"] and not isinstance(group["lr"], Tensor):
+        group["lr"] = torch.tensor(float(group["lr"]), dtype=torch.float32, device=group["params"][0].device)
 
 
-def _real(tensor: Tensor) -> Tensor:
-    """View a complex tensor as pairs of real numbers: the rule treats them as independent parameters."""
-    return torch.view_as_real(tensor.resolve_conj()) if tensor.is_complex() else tensor
-
-
-def _like(param: Tensor, real: Tensor) -> Tensor:
-    """Undo `_real`."""
-    return torch.view_as_complex(real) if param.is_complex() else real
-
-
-def _state_dtype(param: Tensor) -> torch.dtype:
-    return STATE_DTYPES.get(param.dtype, torch.float32)
-
-
-def _compute_dtype(param: Tensor) -> torch.dtype:
-    return torch.float64 if param.dtype in (torch.float64, torch.complex128) else torch.float32
-
-
-def _is_usable(grad: Tensor, eps: float) -> Tensor:
-    return grad.abs() <= gradient_limit(torch, grad.dtype, eps)  # False for NaN
+def _state_dtype_name(state_dtype: Any) -> Any:
+    """Return the name, which every checkpoint format keeps as it is."""
+    names = {dtype: name for name, dtype in formats.STORAGE.items() if name != "8bit"}
+    return names.get(state_dtype, state_dtype) if isinstance(state_dtype, torch.dtype) else state_dtype
 
 
 def _check_options(options: Mapping[str, Any]) -> None:
@@ -334,9 +316,32 @@ def _check_options(options: Mapping[str, Any]) -> None:
     as_rule(options["rule"])
     if options["nonfinite"] not in NONFINITE:
         raise ValueError(f"Invalid nonfinite: {options['nonfinite']!r}; allowed are {', '.join(map(repr, NONFINITE))}")
-    for name in ("maximize", "differentiable"):
+    for name in ("maximize", "capturable", "differentiable"):
         if not isinstance(options[name], bool):
             raise ValueError(f"Invalid {name}: {options[name]!r}; allowed are True and False")
+    for name in ("kahan_sum", "foreach", "fused"):
+        if options[name] not in (None, True, False) or isinstance(options[name], int) is not isinstance(
+            options[name], bool
+        ):
+            raise ValueError(f"Invalid {name}: {options[name]!r}; allowed are True, False and None")
+    if options["state_dtype"] not in formats.FORMATS:
+        raise ValueError(
+            f"Invalid state_dtype: {options['state_dtype']!r}; allowed are {', '.join(map(repr, formats.FORMATS))}"
+        )
+    _check_together(options)
+
+
+def _check_together(options: Mapping[str, Any]) -> None:
+    """Raise where options exclude each other."""
+    on = [name for name in ("fused", "foreach", "differentiable") if options[name]]
+    if len(on) > 1:
+        raise RuntimeError(f"`{on[0]}` and `{on[1]}` cannot be True together")
+    if options["fused"] and (lacking := kernels.unfusable(as_rule(options["rule"]))):
+        raise RuntimeError(f"fused=True: there is no kernel for {lacking}; fused=None takes it where there is one")
+    if options["differentiable"] and options["state_dtype"] != "float32":
+        raise RuntimeError(f"`differentiable` needs state_dtype='float32', not {options['state_dtype']!r}")
+    if options["capturable"] and options["nonfinite"] == "raise":
+        raise RuntimeError("`capturable` excludes nonfinite='raise', which waits for the device; take 'skip'")
 
 
 def _check_number(name: str, value: Any, low: float, high: float, allowed: str) -> None:

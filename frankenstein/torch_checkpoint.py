@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -24,6 +24,18 @@ def translated(state_dict: dict[str, Any]) -> dict[str, Any]:
     )
     _check_origin(result)
     return result
+
+
+def check_shapes(group: Mapping[str, Any], params: Sequence[Any], states: Mapping[Any, Any]) -> None:
+    """Raise `ValueError` if a parameter's state is of another shape than the parameter."""
+    for key, param in zip(group["params"], params, strict=False):
+        for name in STATE_KEYS:
+            value = states.get(key, {}).get(name)
+            if value is not None and value.shape != param.shape:
+                raise ValueError(
+                    f"Invalid checkpoint: {name} of parameter {key} has the shape {tuple(value.shape)}, the parameter "
+                    f"{tuple(param.shape)}"
+                )
 
 
 def _translate_state(entry: Any) -> Any:

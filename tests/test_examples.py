@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -13,14 +14,33 @@ MODULES = {"my_problems.py"}  # for `frankenstein compare --module`, which has i
 EXAMPLES = sorted(path for path in FOLDER.glob("*.py") if path.name not in MODULES)
 # What each example must print: it shows that it did its work, not only that it ran.
 EXPECTED = {
+    "accelerate_loop.py": r"after 20 epochs: 0\.9[5-9]\d\nbytes of state for each parameter: 4\.\d",
     "ase_relax.py": r"Frankenstein\s+(1\d|2[0-5]) force calls, 5\.47\d eV, converged: True",
+    "hf_trainer.py": r"optimizer: Frankenstein\ntest accuracy after 10 epochs: 0\.9\d\d",
+    "lightning_module.py": r"test accuracy of the averaged weights: 0\.9[5-9]\d",
+    "timm_train.py": r"Frankenstein, \d+ parameter groups\ntest accuracy after 4 epochs: 0\.9[5-9]\d",
     "torch_digits.py": r"test accuracy after 20 epochs: 0\.9[5-9]\d",
 }
+# Warnings that are Lightning's own: of its use of torch, and advice that depends on the machine.
+IGNORED = {
+    "lightning_module.py": [
+        "`isinstance(treespec, LeafSpec)` is deprecated:FutureWarning:lightning.pytorch.utilities._pytree",
+        "The `srun` command is available on your system:UserWarning",
+        "The 'train_dataloader' does not have many workers:UserWarning",
+        "GPU available but not used:UserWarning",
+    ]
+}
+NEEDS_TORCHVISION = {"hf_trainer.py", "lightning_module.py", "timm_train.py"}
+RUN = "import runpy, sys, torchvision_anywhere; runpy.run_path(sys.argv[1], run_name='__main__')"
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_example(path):
-    done = subprocess.run([sys.executable, "-W", "error", str(path)], capture_output=True, text=True, check=False)
+    command = [sys.executable, "-W", "error"]
+    command += [part for warning in IGNORED.get(path.name, []) for part in ("-W", f"ignore:{warning}")]
+    command += ["-c", RUN, str(path)] if path.name in NEEDS_TORCHVISION else [str(path)]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
     assert done.returncode == 0, done.stderr
     assert re.search(EXPECTED[path.name], done.stdout)
 

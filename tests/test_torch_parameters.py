@@ -102,7 +102,8 @@ def test_each_parameter_as_if_alone(shapes, setting):
     for i, param in enumerate(alone):
         single = train(make([param], **SETTINGS[setting]), [[step[i]] for step in grads])
         assert_bitwise(
-            values(single), [params[i].detach(), *(together.state[params[i]][k] for k in sorted(STATE_KEYS))]
+            values(single),
+            [params[i].detach(), *(together.state[params[i]][k] for k in sorted(together.state[params[i]]))],
         )
 
 
@@ -126,7 +127,8 @@ def test_mixed_dtypes_in_one_group():
     for i, param in enumerate(alone):
         single = train(make([param]), [[step[i]] for step in grads])
         assert_bitwise(
-            values(single), [params[i].detach(), *(together.state[params[i]][k] for k in sorted(STATE_KEYS))]
+            values(single),
+            [params[i].detach(), *(together.state[params[i]][k] for k in sorted(together.state[params[i]]))],
         )
 
 

@@ -60,6 +60,19 @@ def run(_: argparse.Namespace) -> int:
         devices = [f"cpu ({os.cpu_count()} cores, torch uses {torch.get_num_threads()} threads)"]
         devices += [f"cuda:{i} ({torch.cuda.get_device_name(i)})" for i in range(torch.cuda.device_count())]
         print(f"  {'devices':20}{', '.join(devices)}")
+        for kernel, state in _kernels().items():
+            print(f"  {f'fused kernel ({kernel})':20}{state}")
     for extra, packages in missing.items():
         print(f"to get {', '.join(packages)}: pip install '.[{extra}]' (in the checkout)")
     return 0
+
+
+def _kernels() -> dict[str, str]:
+    """Return what there is of the fused steps; where there is none, steps take several times as long."""
+    from frankenstein.kernels import cpu, cuda
+
+    reasons = {"CPU": cpu.why_not(), "CUDA": cuda.why_not()}
+    return {
+        kernel: f"missing: {reason.partition(': ')[2]}; the plain operations, slower, do its work" if reason else "yes"
+        for kernel, reason in reasons.items()
+    } | ({} if reasons["CPU"] else {"CPU": cpu.SETS[cpu.best_set()]})

@@ -1,0 +1,1 @@
+import torchvision_anywhere  # noqa: F401  before the test files, which import what imports torchvision
