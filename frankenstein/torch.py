@@ -15,7 +15,7 @@ from frankenstein import kernels
 from frankenstein.kernels import state as formats
 from frankenstein.kernels.plain import compute_dtype, is_usable, real
 from frankenstein.rule import STATE_KEYS, Rule, as_rule, gradient_limit, rule_config
-from frankenstein.torch_checkpoint import check_shapes, translated
+from frankenstein.torch_checkpoint import check_codes, check_shapes, translated
 
 __all__ = ["Frankenstein"]
 
@@ -47,8 +47,8 @@ class Frankenstein(Optimizer):
             the state for ever); `"skip"` leaves the element's parameter and state as they are; `"raise"` raises before
             anything is changed (it waits for the device at every step).
         state_dtype: How the state is stored: `"float32"` (12 bytes per parameter), `"bfloat16"` (6) or `"8bit"` (3;
-            tensors of fewer than 4,096 elements stay float32), or the torch dtype of that name. float64 and complex
-            parameters have state of their own dtype. Changed in a group, it holds from the next step on.
+            vectors and tensors of fewer than 4,096 elements stay float32), or the torch dtype of that name. float64 and
+            complex parameters have state of their own dtype. Changed in a group, it holds from the next step on.
         kahan_sum: Keep, in a second tensor of their dtype, what float16 and bfloat16 parameters cannot hold, so that no
             update is lost to rounding (2 bytes per parameter). None: do so for these; True is the same; False: round.
         foreach: Use operations on lists of tensors. None: on GPUs that have no fused kernel.
@@ -160,6 +160,7 @@ class Frankenstein(Optimizer):
             for saved, group in zip(final["param_groups"], self.param_groups, strict=False):
                 saved.update({key: group[key] for key in HOW_TO_STEP})
                 check_shapes(saved, group["params"], final["state"])
+                check_codes(saved, group["params"], final["state"])
             return final
 
         def restore(_: Optimizer) -> None:  # before the user's own hooks
@@ -267,18 +268,23 @@ class Frankenstein(Optimizer):
                 )
 
     def _refuse_nonfinite_gradients(self) -> None:
-        """Count on the devices, and wait for each of them once; look for the parameter only if there is one to name."""
-        counts: dict[tuple[int, int], Tensor] = {}
+        """Count where the gradients are, and wait for each place once.
+
+        Of sharded parameters, every process counts what all of them hold: one that raised alone would have the others
+        move, and wait for it.
+        """
+        counts: dict[Any, dict[tuple[int, int], Tensor]] = {}
         for i, j, grad in self._with_gradient():
             group = self.param_groups[i]
             if group["nonfinite"] == "raise":
-                grad = real(grad).to(compute_dtype(group["params"][j]))
-                counts[i, j] = (~is_usable(grad, group["eps"])).sum()
-        by_device: dict[torch.device, list[Tensor]] = {}
-        for count in counts.values():
-            by_device.setdefault(count.device, []).append(count)
-        if any(torch.stack(of_device).any().item() for of_device in by_device.values()):
-            (i, j), n_bad = next((key, int(count)) for key, count in counts.items() if count)
+                param = group["params"][j]
+                grad = real(kernels.local_gradient(param, grad)).to(compute_dtype(param))
+                place = formats.sharding(param) or grad.device
+                counts.setdefault(place, {})[i, j] = (~is_usable(grad, group["eps"])).sum()
+        totals = {place: formats.summed(torch.stack([*of.values()]), place) for place, of in counts.items()}
+        if any(total.any().item() for total in totals.values()):
+            of_each = ((key, n) for place, of in counts.items() for key, n in zip(of, totals[place], strict=True))
+            (i, j), n_bad = next((key, int(n)) for key, n in of_each if n)
             group = self.param_groups[i]
             limit = gradient_limit(torch, compute_dtype(group["params"][j]), group["eps"])
             raise RuntimeError(

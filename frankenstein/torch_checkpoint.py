@@ -6,6 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
+from frankenstein.kernels.state import is_dtensor, storage_of
 from frankenstein.rule import PRESETS, STATE_KEYS, rule_config
 
 RELEASED_STATE_KEYS = dict(zip(("m", "vmax", "s"), STATE_KEYS, strict=True))  # the released code's names
@@ -36,6 +39,26 @@ def check_shapes(group: Mapping[str, Any], params: Sequence[Any], states: Mappin
                     f"Invalid checkpoint: {name} of parameter {key} has the shape {tuple(value.shape)}, the parameter "
                     f"{tuple(param.shape)}"
                 )
+
+
+def check_codes(group: Mapping[str, Any], params: Sequence[Any], states: Mapping[Any, Any]) -> None:
+    """Raise `ValueError` if 8-bit codes stand where numbers should.
+
+    A distributed checkpoint is copied into the tensors of the optimizer that loads it, whatever their dtype. Whole
+    numbers from 0 to 255, all of them: that is no momentum.
+    """
+    if group.get("state_dtype") != "8bit":
+        return
+    for key, param in zip(group["params"], params, strict=False):
+        value = states.get(key, {}).get(STATE_KEYS[0])
+        if value is None or value.dtype in (torch.uint8, storage_of(param, "8bit")):
+            continue
+        value = value.to_local() if is_dtensor(value) else value
+        if value.any() and ((value >= 0) & (value <= 255) & (value == value.round())).all():
+            raise ValueError(
+                f"Invalid checkpoint: the state of parameter {key} is 8-bit, but was loaded into {value.dtype}; make "
+                "the optimizer that loads with state_dtype='8bit'"
+            )
 
 
 def _translate_state(entry: Any) -> Any:

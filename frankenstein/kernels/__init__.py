@@ -93,7 +93,9 @@ def step(batch: Batch, options: Options, *, foreach: bool | None, fused: bool | 
     """
     from frankenstein.kernels import plain
 
-    if options.differentiable or (torch.compiler.is_compiling() and not fused):  # the compiler fuses on its own
+    # The compiler fuses on its own; but of sharded parameters it would trace the sharding of each operation.
+    is_traced = torch.compiler.is_compiling() and not fused and not any(map(is_dtensor, batch.params))
+    if options.differentiable or is_traced:
         plain.step(batch.items(), options)
     else:
         _step_eagerly(batch, options, foreach, fused)
@@ -129,11 +131,16 @@ def _local(item: Item) -> Item:
     """Return this process's part of sharded tensors: every operation is elementwise."""
     if not is_dtensor(item.param):
         return item
-    placements, grad = item.param.placements, item.grad
-    if is_dtensor(grad) and grad.placements != placements:
-        grad = grad.redistribute(placements=placements)
-    parts: Any = (one.to_local() if one is not None and is_dtensor(one) else one for one in item._replace(grad=grad))
-    return Item(*parts)
+    parts = item._replace(grad=local_gradient(item.param, item.grad))
+    local: Any = (one.to_local() if one is not None and is_dtensor(one) else one for one in parts)
+    return Item(*local)
+
+
+def local_gradient(param: Tensor, grad: Tensor) -> Tensor:
+    """Return this process's part of a gradient, sharded as its parameter is."""
+    if not (is_dtensor(param) and is_dtensor(grad)):
+        return grad
+    return (grad if grad.placements == param.placements else grad.redistribute(placements=param.placements)).to_local()
 
 
 @lru_cache(maxsize=64)

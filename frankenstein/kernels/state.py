@@ -14,7 +14,8 @@ numbers that do not change are stored exactly, whatever their neighbours do.
 
 A block is 256 elements along the trailing dimensions; none reaches over two rows, so that a parameter sharded along
 dimension 0 has sharded state. Blocks' exponents are one more tensor, `block_exponents` (rows, blocks in a row, 3), of
-the biased exponents of float32. What is smaller than 4,096 elements, or has rows shorter than 64, stays float32.
+the biased exponents of float32. What is smaller than 4,096 elements, has fewer than two dimensions or
+rows shorter than 64, stays float32.
 """
 
 from __future__ import annotations
@@ -52,6 +53,22 @@ def is_dtensor(tensor: Tensor) -> TypeGuard[DTensor]:
     return module is not None and isinstance(tensor, module.DTensor)
 
 
+def sharding(param: Tensor) -> tuple[Any, ...] | None:
+    """Return mesh and placements of a sharded parameter, None of another."""
+    return (param.device_mesh, param.placements) if is_dtensor(param) else None
+
+
+def summed(counts: Tensor, place: Any) -> Tensor:
+    """Return what all processes of a `sharding` counted together; elsewhere the counts as they are."""
+    if not isinstance(place, tuple):
+        return counts
+    from torch.distributed.tensor import DTensor, Partial, Replicate
+
+    mesh, placements = place
+    kinds = [Replicate() if placement.is_replicate() else Partial() for placement in placements]
+    return DTensor.from_local(counts, mesh, kinds, run_check=False).full_tensor()
+
+
 def storage_of(param: Tensor, state_dtype: str) -> torch.dtype:
     """Return the dtype in which the parameter's state is stored: what was asked for, where it is of use."""
     if param.dtype in WIDE:
@@ -60,14 +77,14 @@ def storage_of(param: Tensor, state_dtype: str) -> torch.dtype:
 
 
 def _fits_blocks(param: Tensor) -> bool:
-    if param.numel() < MIN_ELEMENTS:
+    if param.dim() < 2 or param.numel() < MIN_ELEMENTS or row_length(param) < MIN_ROW:
         return False
     if not is_dtensor(param):
-        return row_length(param) >= MIN_ROW
+        return True
     # Rows must be whole on every process, and countable: those of torch's own Shard(0) are.
     shards: list[Any] = [placement for placement in param.placements if not placement.is_replicate()]
     whole = len(shards) <= 1 and all(type(one).__name__ == "Shard" and one.dim == 0 for one in shards)
-    return whole and param.dim() > 1 and row_length(param) >= MIN_ROW
+    return whole
 
 
 def row_length(tensor: Tensor) -> int:
@@ -130,6 +147,8 @@ def read(m: Tensor, v: Tensor, x: Tensor, *, exponents: Tensor | None) -> State:
 def write(stored: State, values: State, *, exponents: Tensor | None, noise: Tensor | None) -> None:
     """Store float32 values in place; `noise` is that of the function of this name, None rounds to the nearest."""
     for k, (target, value) in enumerate(zip(stored, values, strict=True)):
+        if target.numel() == 0:  # a process's part of a sharded parameter may be empty
+            continue
         if exponents is not None:
             codes, exponents[..., k] = _encode(value, None if noise is None else _times(noise, SALT[k]), k == 0)
             target.copy_(codes)
@@ -177,10 +196,6 @@ def _decode(codes: Tensor, exponents: Tensor, has_sign: bool) -> Tensor:
 
 def _encode(values: Tensor, noise: Tensor | None, has_sign: bool) -> tuple[Tensor, Tensor]:
     """Return codes of the shape of `values`, and the exponents (rows, blocks)."""
-    n_rows = values.shape[0] if values.dim() > 1 else 1
-    if values.numel() == 0:
-        empty = torch.zeros(values.shape, dtype=torch.uint8, device=values.device)
-        return empty, torch.zeros((n_rows, -(-row_length(values) // BLOCK)), dtype=torch.uint8, device=values.device)
     top = 126 if has_sign else 254
     negative = values.signbit() if has_sign else torch.zeros_like(values, dtype=torch.bool)
     sizes = values.abs() if has_sign else torch.where(values < 0, 0.0, values)  # a negative v is as good as 0
