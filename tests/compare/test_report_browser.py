@@ -315,14 +315,14 @@ def test_everything_works_by_keyboard(visit, address):
     page.keyboard.press("Tab")
     assert focused() == "Skip to the results"
     page.keyboard.press("Enter")
-    assert focused() == "main"
+    page.wait_for_function("document.activeElement.id === 'main'")  # a browser follows a link when it comes to it
     page.reload()
     tab_to("theme")
     page.keyboard.press("Enter")
     assert page.locator("html").get_attribute("data-theme") == "dark"
     tab_to("problem-1")
     page.keyboard.press("Enter")
-    assert page.evaluate("document.activeElement.textContent") == "problem-1"  # its heading
+    page.wait_for_function("document.activeElement.textContent === 'problem-1'")  # its heading
     page.evaluate("document.querySelector('#theme').focus()")
     tab_to("Optimizer 3")
     page.keyboard.press("Space")
