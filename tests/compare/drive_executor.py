@@ -5,6 +5,7 @@ can run at once, and waits for them. EXECUTOR is a word of `start`, or the addre
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from concurrent.futures import wait
 from pathlib import Path
@@ -35,6 +36,7 @@ def main(name, folder, what):
             wait(futures)
             os.write(1, b"done\n")
     except KeyboardInterrupt:
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # as the command does: a second one cannot spoil the exit
         os.write(1, b"interrupted\n")
         return 130
     return 0
