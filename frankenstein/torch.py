@@ -326,9 +326,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
         if not isinstance(options[name], bool):
             raise ValueError(f"Invalid {name}: {options[name]!r}; allowed are True and False")
     for name in ("kahan_sum", "foreach", "fused"):
-        if options[name] not in (None, True, False) or isinstance(options[name], int) is not isinstance(
-            options[name], bool
-        ):
+        if options[name] is not None and not isinstance(options[name], bool):
             raise ValueError(f"Invalid {name}: {options[name]!r}; allowed are True, False and None")
     if options["state_dtype"] not in formats.FORMATS:
         raise ValueError(

@@ -4,6 +4,7 @@
     foreach.py   the same function on lists of tensors: a launch per operation instead of one per operation and tensor
     cpu.py       one pass over memory in C, on all cores (cpu.c, cpu_rule.h)
     cuda.py      one pass over memory in Triton, all tensors in one launch
+    layout.py    what the two ask of tensors before they read them by address
     state.py     how the state is stored: float32, bfloat16, 8 bits
 
 The rule is stated in `frankenstein/rule.py`; the two fused kernels are the only restatements, tested against it.
@@ -38,6 +39,11 @@ class Options:
     skip_nonfinite: bool
     maximize: bool
     differentiable: bool
+
+    def of_rule(self) -> dict[str, Any]:
+        """Return what `frankenstein.rule.update` takes beside `lr`, which has to be where the gradient is."""
+        names = ("eps", "momentum", "base_lr", "rule", "skip_nonfinite")
+        return {name: getattr(self, name) for name in names}
 
 
 class Item(NamedTuple):

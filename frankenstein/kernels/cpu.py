@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from frankenstein.kernels import Item, Options
-from frankenstein.kernels.plain import real
+from frankenstein.kernels.layout import PARAM_TYPES, STATE_TYPES, laid_out
 from frankenstein.kernels.state import row_length
 from frankenstein.rule import XI_GAIN, State, gradient_limit
 
@@ -30,8 +30,6 @@ SETS = ("baseline", "AVX2", "AVX-512")
 SERIAL_ELEMENTS = 32_768
 """Up to as many elements one thread is faster than several; it is also torch's bound."""
 
-PARAM_TYPES = {torch.float32: 0, torch.bfloat16: 1}
-STATE_TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.uint8: 2}
 _FLOATS = (
     *("sign", "eps", "x_0", "beta1", "beta1_squared", "lr_gain", "lr_gain_low", "xi_gain", "decay"),
     *("ratio_limit", "slack_low", "slack_high", "grad_limit"),
@@ -93,13 +91,13 @@ def prepared(items: Sequence[Item], options: Options) -> tuple[Callable[[], None
     rest: list[Item] = []
     n_elements = 0
     for item in items:
-        row = _row(item, kept, written)
-        if row is None:
+        ready = laid_out(item, kept, written) if item.param.device.type == "cpu" else None
+        if ready is None:
             rest.append(item)
         else:
             taken.append(item)
-            table.append(row)
-            n_elements += row[7]
+            table.append(_row(ready))
+            n_elements += ready.param.numel()
 
     def run() -> None:
         if not table:
@@ -107,11 +105,9 @@ def prepared(items: Sequence[Item], options: Options) -> tuple[Callable[[], None
         lr = options.lr.item() if isinstance(options.lr, Tensor) else options.lr
         if lr == 0.0:  # a pause
             return
-        library, rows, constants = _loaded(), np.array(table, dtype=np.int64), _constants(float(lr), options)
+        library, rows, numbers = _loaded(), np.array(table, dtype=np.int64), constants(float(lr), options)
         n_threads = torch.get_num_threads() if n_elements > SERIAL_ELEMENTS else 1
-        if library.frankenstein_step(
-            rows.ctypes.data, len(table), ctypes.addressof(constants), n_threads, library.frankenstein_best_set()
-        ):
+        if library.frankenstein_step(rows.ctypes.data, len(table), ctypes.addressof(numbers), n_threads, best_set()):
             raise MemoryError("no memory for a step; nothing was changed")
         torch.autograd.graph.increment_version([item.param for item in taken])  # written behind autograd's back
         for tensor, copy in reversed(written):
@@ -121,31 +117,9 @@ def prepared(items: Sequence[Item], options: Options) -> tuple[Callable[[], None
     return run, rest
 
 
-def _row(item: Item, kept: list[Tensor], written: list[tuple[Tensor, Tensor]]) -> tuple[int, ...] | None:
-    """Return the parameter's row of the library's table, or None where the plain operations must do.
-
-    Tensors that do not lie in memory alike are stepped in copies, which `written` pairs with what they are copies of.
-    """
+def _row(item: Item) -> tuple[int, ...]:
+    """Return the row of the library's table."""
     param, grad, m, v, x, exponents, compensation = item
-    if param.device.type != "cpu" or grad.dtype != param.dtype:
-        return None
-    if param.is_conj() or param.is_neg():
-        param = param.resolve_conj().resolve_neg()
-        written.append((item.param, param))
-    grad = grad.resolve_conj().resolve_neg()
-    kept.append(grad)
-    if param.dtype == torch.complex64:
-        param, grad, m, v, x = map(real, (param, grad, m, v, x))
-    param_type, state_type = PARAM_TYPES.get(param.dtype), STATE_TYPES.get(m.dtype)
-    if param_type is None or state_type is None or not v.dtype == x.dtype == m.dtype:
-        return None
-    parts = [param, grad, m, v, x] if compensation is None else [param, grad, m, v, x, compensation]
-    if not all(part.is_contiguous() for part in parts) and not (exponents is None and _are_alike(parts)):
-        copies = [part.contiguous() for part in parts]
-        written += [(part, copy) for i, (part, copy) in enumerate(zip(parts, copies, strict=True)) if i != 1]
-        param, grad, m, v, x = copies[:5]
-        compensation = None if compensation is None else copies[5]
-        kept.append(grad)
     n = param.numel()
     return (
         param.data_ptr(),
@@ -157,23 +131,13 @@ def _row(item: Item, kept: list[Tensor], written: list[tuple[Tensor, Tensor]]) -
         compensation.data_ptr() if compensation is not None else 0,
         n,
         row_length(param) if exponents is not None else n,
-        param_type,
-        state_type,
+        PARAM_TYPES[param.dtype],
+        STATE_TYPES[m.dtype],
     )
 
 
-def _are_alike(parts: Sequence[Tensor]) -> bool:
-    """Whether the same element has the same place in all of them, and no place is empty."""
-    strides, n_inside = parts[0].stride(), 1
-    for stride, size in sorted(zip(strides, parts[0].shape, strict=True)):
-        if size != 1:
-            if stride != n_inside:
-                return False
-            n_inside *= size
-    return all(part.stride() == strides for part in parts)
-
-
-def _constants(lr: float, options: Options) -> _Options:
+def constants(lr: float, options: Options) -> _Options:
+    """Return the numbers of a step that are the same for all elements, derived in float64."""
     rule = options.rule
     beta1 = options.momentum
     if rule.beta1_follows_lr:  # eq. 3
@@ -219,7 +183,7 @@ def factors(grad: Tensor, state: State, options: Options, instruction_set: int |
     library.frankenstein_factors(
         ctypes.c_int64(grad.numel()),
         *addresses,
-        ctypes.byref(_constants(float(options.lr), options)),
+        ctypes.byref(constants(float(options.lr), options)),
         ctypes.c_void_p(out.data_ptr()),
         best_set() if instruction_set is None else instruction_set,
     )

@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 
 from frankenstein.kernels import Item, Options
-from frankenstein.kernels.cpu import PARAM_TYPES, STATE_TYPES, _are_alike, _constants
-from frankenstein.kernels.plain import real
+from frankenstein.kernels.cpu import constants
+from frankenstein.kernels.layout import PARAM_TYPES, STATE_TYPES, laid_out
 from frankenstein.kernels.state import BLOCK, row_length
 from frankenstein.rule import PRESETS
 
@@ -51,7 +51,7 @@ NUMBERS = (
 
 
 class Kind(NamedTuple):
-    """What the tensors of one launch have in common; storage as numbered in `cpu.PARAM_TYPES` and `STATE_TYPES`."""
+    """What the tensors of one launch have in common; storage as numbered in `layout.PARAM_TYPES` and `STATE_TYPES`."""
 
     device: torch.device
     param_storage: int
@@ -128,11 +128,12 @@ def batched(items: Sequence[Item], options: Options) -> tuple[Callable[[], None]
     written: list[tuple[Tensor, Tensor]] = []
     taken, rest = [], []
     for item in items:
-        found = _row(item, kept, written)
-        if found is None:
+        ready = laid_out(item, kept, written)
+        if ready is None:
             rest.append(item)
         else:
-            rows[found[0]].append(found[1])
+            kind, row = _row(ready)
+            rows[kind].append(row)
             taken.append(item.param)
 
     def run() -> None:
@@ -146,36 +147,11 @@ def batched(items: Sequence[Item], options: Options) -> tuple[Callable[[], None]
     return run, rest
 
 
-def _row(item: Item, kept: list[Tensor], written: list[tuple[Tensor, Tensor]]) -> tuple[Kind, Row] | None:
-    """Return the parameter's kind and row, or None where the plain operations must do.
-
-    Tensors that do not lie in memory alike are stepped in copies, which `written` pairs with what they are copies of.
-    """
+def _row(item: Item) -> tuple[Kind, Row]:
     param, grad, m, v, x, exponents, compensation = item
-    if grad.dtype != param.dtype:
-        return None
-    if param.is_conj() or param.is_neg():
-        param = param.resolve_conj().resolve_neg()
-        written.append((item.param, param))
-    if grad.is_conj() or grad.is_neg():
-        grad = grad.resolve_conj().resolve_neg()
-        kept.append(grad)
-    if param.dtype == torch.complex64:
-        param, grad, m, v, x = map(real, (param, grad, m, v, x))
-    param_storage, state_storage = PARAM_TYPES.get(param.dtype), STATE_TYPES.get(m.dtype)
-    if param_storage is None or state_storage is None or not v.dtype == x.dtype == m.dtype:
-        return None
-    parts = [param, grad, m, v, x] if compensation is None else [param, grad, m, v, x, compensation]
-    if any(part.device != param.device for part in parts) or not (exponents is None or exponents.is_contiguous()):
-        return None
-    if not all(part.is_contiguous() for part in parts) and not (exponents is None and _are_alike(parts)):
-        copies = [part.contiguous() for part in parts]
-        written += [(part, copy) for i, (part, copy) in enumerate(zip(parts, copies, strict=True)) if i != 1]
-        param, grad, m, v, x = copies[:5]
-        compensation = None if compensation is None else copies[5]
-        kept.append(grad)
     n = param.numel()
-    return Kind(param.device, param_storage, state_storage, compensation is not None), Row(
+    kind = Kind(param.device, PARAM_TYPES[param.dtype], STATE_TYPES[m.dtype], compensation is not None)
+    return kind, Row(
         param.data_ptr(),
         grad.data_ptr(),
         m.data_ptr(),
@@ -333,7 +309,7 @@ def _rate(lr: float | Tensor, device: torch.device) -> float | Tensor:
 def _numbers(lr: float | Tensor, options: Options) -> list[float]:
     """Return the kernel's numbers, from `sign` to `weight_decay`."""
     rule = options.rule
-    known = _constants(options.base_lr if isinstance(lr, Tensor) else lr, options)
+    known = constants(options.base_lr if isinstance(lr, Tensor) else lr, options)
     numbers = [getattr(known, name) for name in NUMBERS]
     gap = 1.0 - options.momentum
     least, largest = rule.beta1_gap_range if rule.beta1_follows_lr else (gap, gap)

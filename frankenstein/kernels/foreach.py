@@ -1,14 +1,14 @@
 """The rule on lists of tensors: `frankenstein.rule.update` itself, with torch's `_foreach` operations beneath.
 
 One operation on a list is one launch on a GPU, where one for each tensor would wait for the host. The numbers are those
-of `plain.py`, bit for bit; the intermediate results of all tensors exist at once, which takes memory.
+of `plain.py`, bit for bit. The intermediate results of a whole list exist at once: lists are of bounded size.
 """
 
 from __future__ import annotations
 
 import operator
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -19,13 +19,30 @@ from frankenstein.kernels.state import noise
 from frankenstein.rule import State, update
 
 
+MAX_ELEMENTS = 2**24
+"""Elements of a list, if it has more than one tensor: no launch is short then, and what lies between takes 1 GiB."""
+
+
 def step(items: Sequence[Item], options: Options) -> None:
     """Move parameters by the rule and their decoupled weight decay; write parameters and state."""
     groups: dict[Any, list[Item]] = defaultdict(list)
     for item in items:
         groups[item.param.device, plain.compute_dtype(item.param)].append(item)
     for group in groups.values():
-        _step(group, options)
+        for part in _parts(group):
+            _step(part, options)
+
+
+def _parts(items: list[Item]) -> Iterator[list[Item]]:
+    part: list[Item] = []
+    n_elements = 0
+    for item in items:
+        n_elements += item.param.numel()
+        if part and n_elements > MAX_ELEMENTS:
+            yield part
+            part, n_elements = [], item.param.numel()
+        part.append(item)
+    yield part
 
 
 def _step(items: list[Item], options: Options) -> None:
@@ -38,17 +55,7 @@ def _step(items: list[Item], options: Options) -> None:
         for item, theta, grad in zip(items, thetas.tensors, grads.tensors, strict=True)
     ]
     grads = -grads if options.maximize else grads
-    delta, after = update(
-        Lists,
-        grads,
-        before,
-        lr=rate,
-        eps=options.eps,
-        momentum=options.momentum,
-        base_lr=options.base_lr,
-        rule=options.rule,
-        skip_nonfinite=options.skip_nonfinite,
-    )
+    delta, after = update(Lists, grads, before, lr=rate, **options.of_rule())
     moved = (thetas * (1 - rate * options.weight_decay) if options.weight_decay else thetas) + delta
     if options.skip_nonfinite and options.weight_decay:
         usable = [plain.is_usable(grad, options.eps) for grad in grads.tensors]

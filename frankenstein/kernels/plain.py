@@ -18,17 +18,9 @@ def step(items: Sequence[Item], options: Options) -> None:
         grad, theta, before, rate = prepared(item, options)
         dither = noise(theta, grad) if needs_noise(item) else None
         grad = -grad if options.maximize else grad
-        delta, after = update(
-            torch,
-            grad,
-            State(*(tensor.clone() for tensor in before)) if options.differentiable else before,
-            lr=rate,
-            eps=options.eps,
-            momentum=options.momentum,
-            base_lr=options.base_lr,
-            rule=options.rule,
-            skip_nonfinite=options.skip_nonfinite,
-        )
+        if options.differentiable:
+            before = State(*(tensor.clone() for tensor in before))
+        delta, after = update(torch, grad, before, lr=rate, **options.of_rule())
         moved = (theta * (1 - rate * options.weight_decay) if options.weight_decay else theta) + delta
         if options.skip_nonfinite and options.weight_decay:
             moved = torch.where(is_usable(grad, options.eps), moved, theta)
