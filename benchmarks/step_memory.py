@@ -21,7 +21,7 @@ from statistics import median
 from typing import Any
 
 import torch
-from step_time import NETWORKS, prepared
+from step_time import RESNET, prepared, tensors_of
 from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
@@ -29,7 +29,7 @@ from frankenstein.compare.store.provenance import provenance
 from frankenstein.torch import Frankenstein
 
 RECORD = Path(__file__).resolve().parents[1] / "docs" / "records" / "step_memory.json"
-NETWORK, N_THREADS, N_REPEATS = "ResNet-18", 2, 3
+N_THREADS, N_REPEATS = 2, 3
 PATHS = {
     "fused": {"fused": True},
     "foreach": {"foreach": True},
@@ -53,7 +53,7 @@ def row_of(wanted: tuple[str, str, str]) -> dict[str, Any]:
 def measure(optimizer: str, path: str, state_dtype: str) -> dict[str, Any]:
     """Return a row of the table; to be called in a fresh process."""
     torch.set_num_threads(N_THREADS)
-    ready = prepared(maker(optimizer, path, state_dtype), NETWORKS[NETWORK][0])
+    ready = prepared(maker(optimizer, path, state_dtype), tensors_of(RESNET))
     peaks = [resident_peak(ready) for _ in range(N_REPEATS)]
     params = ready.param_groups[0]["params"]
     n_params = sum(param.numel() for param in params)
@@ -118,9 +118,8 @@ def main() -> None:
                 flush=True,
             )
     if options.write:
-        shapes = NETWORKS[NETWORK][0]
-        n_params = sum(torch.Size(shape).numel() for shape in shapes)
-        content = {"network": NETWORK, "n_params": n_params, "n_threads": N_THREADS, "rows": rows}
+        n_params = sum(torch.Size(shape).numel() for shape in RESNET)
+        content = {"network": "ResNet-18", "n_params": n_params, "n_threads": N_THREADS, "rows": rows}
         RECORD.write_text(json.dumps(content | {"provenance": provenance()}, indent=1) + "\n")
 
 

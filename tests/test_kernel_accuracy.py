@@ -105,6 +105,34 @@ def test_step(name, rule):
     assert ulps(x.numpy(), after.x) <= FACTOR_ULPS["x_t"]
 
 
+@pytest.mark.parametrize("what", ["m g", "x", "grad"])
+@pytest.mark.parametrize("lr", [1e-3, 2.0])
+def test_one_large_number_changes_no_bit_of_its_neighbours(what, lr):
+    """Guards against a short cut for blocks of small numbers that is another arithmetic."""
+    generator = np.random.default_rng(4)
+    n = 64 * 256
+    grad, m = generator.uniform(-1, 1, (2, n)) * 10.0 ** generator.uniform(-6, 0, (2, n))
+    v, x = generator.uniform(0, 1, (2, n))
+    x[:100] = 0.0  # never stepped
+    arrays = [np.asarray(array, np.float32) for array in (grad, m, v, x)]
+    others = [array.copy() for array in arrays]
+    large = np.arange(7, n, 256)
+    changes = {"m g": (1, 1e4), "x": (3, 2.0), "grad": (0, 3e4)}
+    index, value = changes[what]
+    others[0][large] = 0.5
+    others[1][large] = 0.5 if what != "grad" else 0.0
+    others[index][large] = value
+    results = []
+    for arrays_of_one in (arrays, others):
+        theta = torch.ones(n)
+        tensors = [torch.from_numpy(array.copy()) for array in arrays_of_one]
+        grad, m, v, x = tensors
+        job, _ = cpu.prepared([Item(theta, grad, m, v, x, None, None)], options(lr=lr))
+        job()
+        results.append(np.delete(np.stack([theta.numpy(), *(one.numpy() for one in tensors[1:])]), large, axis=1))
+    np.testing.assert_array_equal(*results)
+
+
 def test_the_wider_clips_of_other_rules():
     """Guards against a logarithm that is right for the presets only."""
     arrays = numbers("inside the clips of rho", np.random.default_rng(2))

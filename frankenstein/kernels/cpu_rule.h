@@ -28,9 +28,23 @@ INLINE float NAME(exp_neg)(float y)
     return p * float_of((power << 23) + (127u << 23)); /* a NaN times whatever is a NaN */
 }
 
+/* exp(-y), y >= 0: a polynomial of its own for y < 0.8, which is all that most blocks need. */
+INLINE float NAME(decay)(float y, int is_small)
+{
+    float q = 0.000964232546f;
+    q = FMA(q, y, -0.00794009864f);
+    q = FMA(q, y, 0.041488979f);
+    q = FMA(q, y, -0.166628912f);
+    q = FMA(q, y, 0.499997079f);
+    float near = FMA(y * y, q, 1.0f - y);
+    if (is_small) return near;
+    float far = NAME(exp_neg)(y > 40.0f ? 40.0f : y);
+    return y < 0.8f ? near : far;
+}
+
 /* 0.5 - P = gd(m g) / pi of eq. 4, gd(z) = 2 atan(tanh(z / 2)): an odd polynomial for |z| < 1, beyond it
    1/2 - (2 / pi) atan(exp(-|z|)); neither cancels. */
-INLINE float NAME(align)(float m, float g)
+INLINE float NAME(align)(float m, float g, int is_small)
 {
     float z = m * g, z_low = FMA(m, g, -z); /* what the rounding of the product took (0 without FMA) */
     float s = z * z;
@@ -42,6 +56,7 @@ INLINE float NAME(align)(float m, float g)
     p = FMA(p, s, -0.0530514717f);
     p = FMA(p, s, 1.11408154e-08f); /* the part of 1 / pi that its float32 lacks */
     float near = FMA(z, 0.318309873f, FMA(z, p, 0.318309873f * z_low));
+    if (is_small) return near;
 
     float size = fabs_of(z);
     float t = NAME(exp_neg)(size > 20.0f ? 20.0f : size); /* there P is 0 or 1 in float32 */
@@ -70,13 +85,14 @@ INLINE float NAME(log_e_plus)(float s)
     return 1.0f + FMA(p * t, t, t);
 }
 
-INLINE factors_t NAME(factors)(float g, float m, float v, float x, const options_t *o, int rho_of_second_moment)
+INLINE factors_t NAME(factors)(float g, float m, float v, float x, const options_t *o, int rho_of_second_moment,
+                              int is_small)
 {
     factors_t f;
     x = x == 0.0f ? o->x_0 : x;
     f.x_t = FMA(g, g, o->eps);
-    f.align = NAME(align)(m, g);
-    f.v_hat = !(v <= f.x_t) ? v : f.x_t; /* a NaN in v stays, as in every maximum of the array libraries */
+    f.align = NAME(align)(m, g, is_small);
+    f.v_hat = f.x_t > v ? f.x_t : v; /* a NaN in v stays, as in every maximum of the array libraries */
     f.root = __builtin_sqrtf(f.v_hat);
 
     float slack = (rho_of_second_moment ? f.root : __builtin_sqrtf(f.x_t)) + f.align;
@@ -84,8 +100,7 @@ INLINE factors_t NAME(factors)(float g, float m, float v, float x, const options
     slack = slack > o->slack_high ? o->slack_high : slack;
     f.rho = NAME(log_e_plus)(slack);
 
-    float y = fabs_of((x - 0.5f) + f.align);
-    float e = NAME(exp_neg)(y > 40.0f ? 40.0f : y);
+    float e = NAME(decay)(fabs_of((x - 0.5f) + f.align), is_small);
     f.xi_inverse = 1.0f + e; /* XI_GAIN / xi of eq. 13, and what the sum has lost */
     f.xi_inverse_low = e - (f.xi_inverse - 1.0f);
 
@@ -106,16 +121,31 @@ INLINE float NAME(scaled)(float g, const factors_t *f, const options_t *o)
     return FMA(FMA(-d, below_low, FMA(-d, below, above) + above_low), inverse, d);
 }
 
+/* Whether |m g| < 1, x < 1 and g is usable in all of n elements: then what is beyond that need not be computed, and the
+   bits are the same. Compared as integers, in whose order a NaN is the largest. */
+INLINE int NAME(is_small)(int64_t n, const float *grad, const float *m, const float *x, const options_t *o)
+{
+    uint32_t largest = bits_of(o->x_0), largest_grad = 0;
+    for (int64_t i = 0; i < n; i++) {
+        uint32_t z = bits_of(fabs_of(m[i] * grad[i])), before = bits_of(x[i]), g = bits_of(fabs_of(grad[i]));
+        z = z > before ? z : before;
+        largest = z > largest ? z : largest;
+        largest_grad = g > largest_grad ? g : largest_grad;
+    }
+    return largest < bits_of(1.0f) && largest_grad <= bits_of(o->grad_limit);
+}
+
 /* One step of n elements in place; g is read only. */
 INLINE void NAME(step)(int64_t n, float *restrict theta, const float *restrict grad, float *restrict m_,
-                       float *restrict v_, float *restrict x_, const options_t *o, int rho_of_second_moment, int skip)
+                       float *restrict v_, float *restrict x_, const options_t *o, int rho_of_second_moment, int skip,
+                       int is_small)
 {
     const options_t options = *o; /* a copy that no store can alias */
     for (int64_t i = 0; i < n; i++) {
         float g = options.sign * grad[i], m = m_[i], v = v_[i], x = x_[i], th = theta[i];
         int usable = !skip | (fabs_of(g) <= options.grad_limit); /* false for NaN */
         g = usable ? g : 0.0f;
-        factors_t f = NAME(factors)(g, m, v, x, &options, rho_of_second_moment);
+        factors_t f = NAME(factors)(g, m, v, x, &options, rho_of_second_moment, is_small);
         float d = NAME(scaled)(g, &f, &options);
         float m_next = FMA(f.rho * options.beta1, m, -d);
         float v_next = FMA(-f.w, f.v_hat - f.x_t, f.v_hat);
@@ -128,15 +158,19 @@ INLINE void NAME(step)(int64_t n, float *restrict theta, const float *restrict g
     }
 }
 
-TARGET static void NAME(step_any)(int64_t n, float *theta, const float *grad, float *m, float *v, float *x,
-                                  const options_t *o)
+/* One block, with what is the same for all its elements taken out of the loop. */
+TARGET static void NAME(step_block)(int64_t n, float *theta, const float *grad, float *m, float *v, float *x,
+                                    const options_t *o)
 {
+    int is_small = NAME(is_small)(n, grad, m, x, o);
     if (o->rho_of_second_moment) {
-        if (o->skip) NAME(step)(n, theta, grad, m, v, x, o, 1, 1);
-        else NAME(step)(n, theta, grad, m, v, x, o, 1, 0);
+        if (is_small) NAME(step)(n, theta, grad, m, v, x, o, 1, 0, 1);
+        else if (o->skip) NAME(step)(n, theta, grad, m, v, x, o, 1, 1, 0);
+        else NAME(step)(n, theta, grad, m, v, x, o, 1, 0, 0);
     } else {
-        if (o->skip) NAME(step)(n, theta, grad, m, v, x, o, 0, 1);
-        else NAME(step)(n, theta, grad, m, v, x, o, 0, 0);
+        if (is_small) NAME(step)(n, theta, grad, m, v, x, o, 0, 0, 1);
+        else if (o->skip) NAME(step)(n, theta, grad, m, v, x, o, 0, 1, 0);
+        else NAME(step)(n, theta, grad, m, v, x, o, 0, 0, 0);
     }
 }
 
@@ -145,14 +179,16 @@ TARGET static void NAME(blocks)(const tensor_t *t, int64_t first, int64_t last, 
 {
     if (t->param_type == FLOAT32 && t->state_type == FLOAT32) { /* rows do not matter: one long one */
         int64_t start = first * BLOCK, end = last * BLOCK < t->n ? last * BLOCK : t->n;
-        NAME(step_any)(end - start, (float *)t->theta + start, (const float *)t->grad + start, (float *)t->m + start,
-                       (float *)t->v + start, (float *)t->x + start, o);
+        for (; start < end; start += BLOCK)
+            NAME(step_block)(end - start < BLOCK ? end - start : BLOCK, (float *)t->theta + start,
+                             (const float *)t->grad + start, (float *)t->m + start, (float *)t->v + start,
+                             (float *)t->x + start, o);
         return;
     }
     int64_t per_row = (t->row + BLOCK - 1) / BLOCK;
     for (int64_t block = first; block < last; block++) {
         int64_t in_row = block % per_row * BLOCK, left = t->row - in_row;
-        mixed_block(t, block, block / per_row * t->row + in_row, left < BLOCK ? left : BLOCK, o, NAME(step_any));
+        mixed_block(t, block, block / per_row * t->row + in_row, left < BLOCK ? left : BLOCK, o, NAME(step_block));
     }
 }
 
@@ -160,7 +196,7 @@ TARGET static void NAME(factors_of)(int64_t n, const float *grad, const float *m
                                     const options_t *o, float *out)
 {
     for (int64_t i = 0; i < n; i++) {
-        factors_t f = NAME(factors)(o->sign * grad[i], m[i], v[i], x[i], o, o->rho_of_second_moment);
+        factors_t f = NAME(factors)(o->sign * grad[i], m[i], v[i], x[i], o, o->rho_of_second_moment, 0);
         float values[] = {f.x_t, f.v_hat, f.align, f.rho, o->xi_gain / f.xi_inverse, f.w};
         for (int k = 0; k < 6; k++) out[k * n + i] = values[k];
     }

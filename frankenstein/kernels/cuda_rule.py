@@ -82,6 +82,18 @@ def exp_neg(y: tl.tensor) -> tl.tensor:
 
 
 @triton.jit
+def decay_of(y: tl.tensor) -> tl.tensor:
+    """Return exp(-y), y >= 0."""
+    y = tl.minimum(y, 40.0, propagate_nan=ALL)
+    q = tl.fma(y, 0.000964232546, -0.00794009864)
+    q = tl.fma(q, y, 0.041488979)
+    q = tl.fma(q, y, -0.166628912)
+    q = tl.fma(q, y, 0.499997079)
+    near = tl.fma(y * y, q, 1.0 - y)
+    return tl.where(y < 0.8, near, exp_neg(y))
+
+
+@triton.jit
 def align_of(m: tl.tensor, g: tl.tensor) -> tl.tensor:
     """Return 0.5 - P = gd(m g) / pi of eq. 4."""
     z = m * g
@@ -180,8 +192,8 @@ def moved(
     slack = (root if rho_of_second_moment else root_of(x_t, tl.rsqrt(x_t))) + align
     slack = tl.minimum(tl.maximum(slack, slack_low, propagate_nan=ALL), slack_high, propagate_nan=ALL)
     rho = log_e_plus(slack)
-    y = tl.minimum(tl.abs((x_before - 0.5) + align), 40.0, propagate_nan=ALL)
-    d = scaled(g, v_hat, root, rough, exp_neg(y), lr_gain, lr_gain_low)
+    e = decay_of(tl.abs((x_before - 0.5) + align))
+    d = scaled(g, v_hat, root, rough, e, lr_gain, lr_gain_low)
     half = tl.rsqrt(x_before)
     # A ratio that overflows has become a NaN, and this minimum takes the other number: the limit, as it should be.
     w = tl.minimum(quotient(x_t, x_before, half * half), ratio_limit) * tl.abs(align)

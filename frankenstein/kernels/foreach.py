@@ -18,7 +18,6 @@ from frankenstein.kernels import Item, Options, plain
 from frankenstein.kernels.state import noise
 from frankenstein.rule import State, update
 
-
 MAX_ELEMENTS = 2**24
 """Elements of a list, if it has more than one tensor: no launch is short then, and what lies between takes 1 GiB."""
 
