@@ -26,6 +26,8 @@ from typing import Any
 from optimizer_table import optimizers_markdown
 from relaxation_blocks import BLOCKS as RELAXATION_BLOCKS
 from relaxation_blocks import findings
+from speed_blocks import BLOCKS as SPEED_BLOCKS
+from speed_blocks import large_step_cost
 from state_blocks import BLOCKS as STATE_BLOCKS
 
 from frankenstein.compare import report
@@ -130,17 +132,6 @@ def lr_beside_adam() -> str:
         title = row_of(summaries[0], name).title
         lines.append(f"| {title} | " + " | ".join(rate(summary, name) for summary in summaries) + " |")
     return "\n".join(lines)
-
-
-def large_step_cost() -> str:
-    measured = json.loads((RECORDS / "step_time.json").read_text())
-    network = measured["networks"]["ResNet-18"]
-    ours = network["optimizers"]["Frankenstein"]
-    return (
-        f"on the {network['n_params'] / 1e6:.1f} million parameters of ResNet-18 it takes {ours['median_ms']:.0f} ms "
-        f"({measured['n_threads']} threads), {ours['ratio to AdamW foreach=False']:.1f} times AdamW's plain step and "
-        f"{ours['ratio to AdamW fused=True']:.1f} times its fused one"
-    )
 
 
 def setup(folder: str) -> str:
@@ -281,6 +272,7 @@ def block(name: str) -> str:
         "alignment-errors": alignment_table,
         "optimizer-rules": optimizers_markdown,
         **RELAXATION_BLOCKS,
+        **SPEED_BLOCKS,
         **STATE_BLOCKS,
     }
     return makers[name]()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch_contract import SETTINGS, assert_bitwise, assert_same, gradients, make, parameters, resumed, train, values
 
 from frankenstein import rule as R
-from frankenstein.kernels import cpu
+from frankenstein.kernels import cpu, foreach
 from frankenstein.torch import Frankenstein
 
 needs_kernel = pytest.mark.skipif(cpu.why_not() is not None, reason=f"there is no kernel for {cpu.why_not()}")
@@ -52,6 +52,16 @@ def test_all_ways_agree_on_any_shapes(shapes, setting, seed):
         pairs = {"param": (other, param)} | {key: (entries[1][key], entries[0][key]) for key in entries[0]}
         for key, tolerance in PATH_TOLERANCE.items():
             torch.testing.assert_close(*pairs[key], rtol=tolerance, atol=tolerance)
+
+
+def test_short_lists_are_the_same_numbers(monkeypatch):
+    """Guards against a parameter that falls between two lists."""
+    shapes = (3,), (50,), (), (4, 4), (0,), (7,)
+    monkeypatch.setattr(foreach, "MAX_ELEMENTS", 20)
+    lists = train(make(parameters(*shapes), foreach=True), gradients(parameters(*shapes), N_STEPS))
+    assert_bitwise(
+        values(lists), values(train(make(parameters(*shapes), fused=False), gradients(parameters(*shapes), N_STEPS)))
+    )
 
 
 @pytest.mark.parametrize("way", WAYS)

@@ -18,8 +18,8 @@ from frankenstein.kernels import Item, Options, plain
 from frankenstein.kernels.state import noise
 from frankenstein.rule import State, update
 
-MAX_ELEMENTS = 2**24
-"""Elements of a list, if it has more than one tensor: no launch is short then, and what lies between takes 1 GiB."""
+MAX_ELEMENTS = 2**22
+"""Elements of a list of more than one tensor: no launch is short then, and what lies between takes 300 MiB at most."""
 
 
 def step(items: Sequence[Item], options: Options) -> None:
