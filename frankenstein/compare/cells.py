@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from frankenstein.compare.catalog import catalog
@@ -99,6 +100,7 @@ class Job:
         timeout: Seconds it may take; None: as long as it likes.
         attempt: 1, and one more each time it failed before.
         live: Where its numbers go while it runs.
+        folder: Where it may keep what it needs to go on after a kill.
     """
 
     cell: Cell
@@ -108,6 +110,7 @@ class Job:
     timeout: float | None = None
     attempt: int = 1
     live: Live = field(default_factory=Live)
+    folder: Path | None = None
 
     @property
     def key(self) -> str:
@@ -169,7 +172,7 @@ class Job:
                 log(step, numbers)
 
             device = "cuda" if self.n_gpus else "cpu"
-            budget = Budget(problem.n_steps, problem.n_evals, cell.split, device, watch)
+            budget = Budget(problem.n_steps, problem.n_evals, cell.split, device, watch, self.folder)
             measured = problem.run(Factory(cell.optimizer_spec, cell.settings), cell.seed, budget)
             _check(measured, budget)
             return _outcome(problem, measured)

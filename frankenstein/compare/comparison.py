@@ -26,7 +26,8 @@ class Comparison:
     Attributes:
         problems: Names of the problems.
         optimizers: Names of the optimizers, or `module:Class`.
-        n_trials: Settings that each optimizer may try on each problem; the first is its published default.
+        n_trials: Settings that each optimizer may try on each problem; the first is its published default. 0: it is
+            not tuned.
         n_tuning_seeds: Seeds of each trial.
         n_seeds: Fresh seeds on the test split.
         tuner: "halton" or "optuna".

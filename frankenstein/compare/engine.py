@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -49,6 +50,8 @@ class Execution:
         n_retries: How often a cell that failed is tried again in the same run.
         live: Where numbers go while a cell runs.
         leftover: Records that the workers of a driver that was killed finished without it.
+        folder: Where each run gets a folder of its own, to go on from after a kill; it is removed when the run has
+            ended. None: runs begin anew.
     """
 
     executor: Callable[[], AbstractContextManager[Executor]]
@@ -58,6 +61,7 @@ class Execution:
     n_retries: int = 0
     live: Live = field(default_factory=Live)
     leftover: Callable[[], Iterable[Record]] = tuple
+    folder: Path | None = None
 
 
 def run(comparison: Comparison, folder: Path, execution: Execution, progress: Progress, report: Report) -> None:
@@ -173,6 +177,7 @@ class _Run:
                         n_gpus=execution.n_gpus,
                         timeout=execution.timeout,
                         live=execution.live,
+                        folder=execution.folder / cell.key if execution.folder else None,
                     )
                 )
 
@@ -194,8 +199,10 @@ class _Run:
                 continue
             del self.untuned[pair]
             problem, optimizer = self.specs(pair)
-            self.tuner.finish(pair[0], optimizer, optimizer.space(problem.lr_scale), past)
-            best = trials[best_trial(self.done[cell.key] for cells in trials for cell in cells)][0].settings
+            best = optimizer.default
+            if trials:
+                self.tuner.finish(pair[0], optimizer, optimizer.space(problem.lr_scale), past)
+                best = trials[best_trial(self.done[cell.key] for cells in trials for cell in cells)][0].settings
             final = self.comparison.final(pair, best)
             n_saved = 2 * self.comparison.n_seeds - len(final)
             self.left[pair] -= n_saved
@@ -235,6 +242,8 @@ class _Run:
         if record["outcome"] == "failed" and job.attempt <= self.execution.n_retries:
             self.pending.append(replace(job, attempt=job.attempt + 1))
         else:
+            if job.folder and record["outcome"] != "failed":
+                shutil.rmtree(job.folder, ignore_errors=True)
             pair = job.cell.problem, job.cell.optimizer
             self.left[pair] -= 1
             self.done[record["cell"]] = record

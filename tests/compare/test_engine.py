@@ -23,11 +23,11 @@ def five_steps(monkeypatch):
         monkeypatch.setitem(PROBLEMS, name, dataclasses.replace(PROBLEMS[name], n_steps=5, n_evals=1))
 
 
-def go(folder, comparison, run=lambda job: job.run(), **options):
+def go(out, comparison, run=lambda job: job.run(), **options):
     """Run a comparison in this process; return the number of jobs, and the states that were reported."""
     execution, executor = in_process(run, **options)
     states = []
-    engine.run(comparison, folder, execution, lambda _, state: states.append(state), pytest.fail)
+    engine.run(comparison, out, execution, lambda _, state: states.append(state), pytest.fail)
     return executor.n_run, states
 
 
@@ -285,3 +285,29 @@ def test_the_estimate_of_a_run_is_honest_all_the_while(tmp_path):
     total = seen[-1][0]
     for spent_then, left in seen[5:]:
         assert left == pytest.approx(total - spent_then, rel=0.2, abs=0.1 * total)  # a chosen default saves test cells
+
+
+def test_without_tuning_each_optimizer_has_its_default_once(tmp_path):
+    """Guards against a best trial of none, and against cells that are counted and never run."""
+    comparison = dataclasses.replace(SMALL, n_trials=0)
+    n_run, states = go(tmp_path, comparison)
+    records = read(tmp_path, pytest.fail)
+    assert sorted((r["optimizer"], r["seed"], r["split"]) for r in records) == [
+        (name, seed, "test") for name in ("adam", "sgd") for seed in range(3)
+    ]
+    assert all(r["settings"] == r["optimizer_config"]["default"] for r in records)
+    assert n_run == states[-1].n_done == states[-1].n_cells == 6
+
+
+def test_a_run_has_a_folder_until_it_has_ended(tmp_path):
+    """Guards against two runs in one place, against checkpoints that are gone too early, and against rubbish."""
+    folders = {}
+
+    def run(job):
+        job.folder.mkdir(parents=True)
+        folders[job.folder] = job.cell.seed
+        return job.run() | {"outcome": "failed" if job.cell.seed == 1 else "finished"}
+
+    go(tmp_path / "out", dataclasses.replace(SMALL, n_trials=0), run, folder=tmp_path / "runs")
+    assert len(folders) == 6
+    assert all(folder.exists() == (seed == 1) for folder, seed in folders.items())

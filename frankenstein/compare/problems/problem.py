@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ class Budget:
         device: "cpu", or "cuda" where the run was given a GPU.
         watch: Called with the step and the numbers there at each evaluation: live metrics, and what is kept of a run
             that fails later.
+        folder: Where the run may keep what it needs to go on after a kill: checkpoints, progress. None: nowhere.
     """
 
     n_steps: int
@@ -32,6 +34,7 @@ class Budget:
     split: Split
     device: str = "cpu"
     watch: Watch = lambda _step, _numbers: None
+    folder: Path | None = None
 
     @property
     def eval_steps(self) -> set[int]:
