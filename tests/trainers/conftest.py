@@ -1,1 +1,1 @@
-import torchvision_anywhere  # noqa: F401  before the test files, which import what imports torchvision
+import frankenstein.experiments.torchvision_anywhere  # noqa: F401  before the test files, which import what imports torchvision

@@ -3,7 +3,7 @@
 torchvision's wheel on PyPI is built for CUDA. Beside a CPU build of torch its C extension does not load, and then
 `import torchvision` fails, because it describes two operators that are not there; with it fail all that import it when
 it is installed: timm, transformers, and Lightning by way of torchmetrics. Here the operators are declared, without
-code: nothing in these tests calls them. Where torchvision loads, or is not installed, nothing is done.
+code: nothing here calls them. Where torchvision loads, or is not installed, nothing is done.
 """
 
 import torch
