@@ -27,7 +27,7 @@ docs: .venv/dev.stamp ## build the docs site strictly, into site/
 nightly: .venv/dev.stamp mutants ## what takes too long for every test run
 	$(BIN)/pytest -m slow
 
-mutants: .venv/dev.stamp ## break the two rules in eight ways each: each must turn the suite red
+mutants: .venv/dev.stamp ## break the two rules and the C kernel in eight ways each: each must turn the suite red
 	$(BIN)/python tests/mutate_rule.py
 
 .venv/bin/python:

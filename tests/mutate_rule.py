@@ -1,4 +1,4 @@
-"""Break the two rules in eight ways each, one at a time: each must turn its tests red.
+"""Break the two rules and the C kernel in eight ways each, one at a time: each must turn its tests red.
 
 Run by `make mutants`, on a copy: the checkout is never touched.
 """
@@ -23,6 +23,7 @@ class Rule:
     file: str
     tests: list[str]
     mutants: dict[str, tuple[str, str]]
+    is_compiled: bool = False
 
 
 UPDATE = {
@@ -56,14 +57,27 @@ RELAXATION = {
     ),
 }
 
+KERNEL = {
+    "the part of 1 / pi that float32 lacks": ("p = FMA(p, s, 1.11408154e-08f);", "p = p * s;"),
+    "P for m g < -1": ("near : copy_sign(far, z)", "near : far"),
+    "large numbers taken as small": ("return largest < bits_of(1.0f) &&", "return largest < bits_of(8.0f) &&"),
+    "gradients beyond the range taken as small": ("&& largest_grad <= bits_of(o->grad_limit)", ""),
+    "the low part of ln 2": ("r = FMA(k, 2.12194440e-4f, r);", ""),
+    "what the root has lost": ("below_low = FMA(a, root_low, below_low);", ""),
+    "skip forgets x": ("x_[i] = usable ? f.x_t : x;", "x_[i] = f.x_t;"),
+    "no weight decay": ("FMA(th, options.decay, delta)", "(th + delta)"),
+}
+KERNEL_TESTS = ["tests/test_kernel_accuracy.py", "tests/test_kernels.py", "tests/test_kernel_state.py"]
+
 RULES = [
     Rule("frankenstein/rule.py", [f"tests/{p.name}" for p in sorted((ROOT / "tests").glob("test_rule*.py"))], UPDATE),
     Rule("frankenstein/relaxation/rule.py", ["tests/relaxation/test_relaxation_rule.py"], RELAXATION),
+    Rule("frankenstein/kernels/cpu_rule.h", KERNEL_TESTS, KERNEL, is_compiled=True),
 ]
 
 
 def is_red(checkout: Path, tests: list[str]) -> bool:
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", *tests]
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "-m", "not slow", *tests]
     done = subprocess.run(
         command,
         cwd=checkout,
@@ -77,9 +91,16 @@ def is_red(checkout: Path, tests: list[str]) -> bool:
     return done.returncode == 1
 
 
+def compile_(checkout: Path, rule: Rule) -> None:
+    if rule.is_compiled:
+        command = [sys.executable, "-c", "import setuptools; setuptools.setup()", "-q", "build_ext", "-i", "-f"]
+        subprocess.run(command, cwd=checkout, check=True)
+
+
 def survivors(checkout: Path, rule: Rule) -> list[str]:
     file = checkout / rule.file
     source = file.read_text()
+    compile_(checkout, rule)
     if is_red(checkout, rule.tests):
         raise SystemExit(f"the tests of {rule.file} are red before any mutation")
     found = []
@@ -87,6 +108,7 @@ def survivors(checkout: Path, rule: Rule) -> list[str]:
         if source.count(old) != 1:
             raise SystemExit(f"mutant {name!r}: {old!r} stands {source.count(old)} times in {rule.file}; mend the list")
         file.write_text(source.replace(old, new))
+        compile_(checkout, rule)
         red = is_red(checkout, rule.tests)
         print(f"{'killed  ' if red else 'SURVIVED'}  {rule.file}: {name}", flush=True)
         if not red:
@@ -100,7 +122,8 @@ def main() -> int:
         checkout = Path(folder)
         for name in ("frankenstein", "tests"):
             shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("__pycache__"))
-        shutil.copy(ROOT / "pyproject.toml", checkout)
+        for name in ("pyproject.toml", "README.md", "LICENSE"):
+            shutil.copy(ROOT / name, checkout)
         return 1 if [name for rule in RULES for name in survivors(checkout, rule)] else 0
 
 

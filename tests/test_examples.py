@@ -31,7 +31,9 @@ IGNORED = {
     ]
 }
 NEEDS_TORCHVISION = {"hf_trainer.py", "lightning_module.py", "timm_train.py"}
-RUN = "import runpy, sys, frankenstein.experiments.torchvision_anywhere; runpy.run_path(sys.argv[1], run_name='__main__')"
+RUN = (
+    "import runpy, sys, frankenstein.experiments.torchvision_anywhere; runpy.run_path(sys.argv[1], run_name='__main__')"
+)
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)

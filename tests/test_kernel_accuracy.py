@@ -133,6 +133,23 @@ def test_one_large_number_changes_no_bit_of_its_neighbours(what, lr):
     np.testing.assert_array_equal(*results)
 
 
+def test_a_gradient_beyond_the_range_is_skipped_among_small_numbers():
+    """Guards against the same short cut where m is 0, so that m g is small whatever the gradient."""
+    n = 256
+    grad = torch.full((n,), 1e-3)
+    grad[3] = 1e30
+    theta, m, v, x = torch.ones(n), torch.zeros(n), torch.full((n,), 1e-6), torch.full((n,), 1e-6)
+    job, _ = cpu.prepared([Item(theta, grad, m, v, x, None, None)], options(skip_nonfinite=True))
+    job()
+    assert [one[3].item() for one in (theta, m, v, x)] == [
+        1.0,
+        0.0,
+        torch.tensor(1e-6).item(),
+        torch.tensor(1e-6).item(),
+    ]
+    assert (theta[:3] < 1.0).all()
+
+
 def test_the_wider_clips_of_other_rules():
     """Guards against a logarithm that is right for the presets only."""
     arrays = numbers("inside the clips of rho", np.random.default_rng(2))

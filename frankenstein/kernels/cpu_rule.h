@@ -46,7 +46,7 @@ INLINE float NAME(decay)(float y, int is_small)
    1/2 - (2 / pi) atan(exp(-|z|)); neither cancels. */
 INLINE float NAME(align)(float m, float g, int is_small)
 {
-    float z = m * g, z_low = FMA(m, g, -z); /* what the rounding of the product took (0 without FMA) */
+    float z = m * g;
     float s = z * z;
     float p = 4.72875181e-05f;
     p = FMA(p, s, -0.00030554313f);
@@ -55,7 +55,7 @@ INLINE float NAME(align)(float m, float g, int is_small)
     p = FMA(p, s, 0.0132599557f);
     p = FMA(p, s, -0.0530514717f);
     p = FMA(p, s, 1.11408154e-08f); /* the part of 1 / pi that its float32 lacks */
-    float near = FMA(z, 0.318309873f, FMA(z, p, 0.318309873f * z_low));
+    float near = FMA(z, 0.318309873f, z * p);
     if (is_small) return near;
 
     float size = fabs_of(z);
@@ -197,7 +197,9 @@ TARGET static void NAME(factors_of)(int64_t n, const float *grad, const float *m
 {
     for (int64_t i = 0; i < n; i++) {
         factors_t f = NAME(factors)(o->sign * grad[i], m[i], v[i], x[i], o, o->rho_of_second_moment, 0);
-        float values[] = {f.x_t, f.v_hat, f.align, f.rho, o->xi_gain / f.xi_inverse, f.w};
+        float xi = o->xi_gain / f.xi_inverse;
+        xi = FMA(-xi, f.xi_inverse_low / f.xi_inverse, xi); /* as in `scaled` */
+        float values[] = {f.x_t, f.v_hat, f.align, f.rho, xi, f.w};
         for (int k = 0; k < 6; k++) out[k * n + i] = values[k];
     }
 }

@@ -97,7 +97,6 @@ def decay_of(y: tl.tensor) -> tl.tensor:
 def align_of(m: tl.tensor, g: tl.tensor) -> tl.tensor:
     """Return 0.5 - P = gd(m g) / pi of eq. 4."""
     z = m * g
-    z_low = tl.fma(m, g, -z)
     s = z * z
     p = tl.fma(s, 4.72875181e-05, -0.00030554313)
     p = tl.fma(p, s, 0.00115663267)
@@ -105,7 +104,7 @@ def align_of(m: tl.tensor, g: tl.tensor) -> tl.tensor:
     p = tl.fma(p, s, 0.0132599557)
     p = tl.fma(p, s, -0.0530514717)
     p = tl.fma(p, s, 1.11408154e-08)
-    near = tl.fma(z, 0.318309873, tl.fma(z, p, 0.318309873 * z_low))
+    near = tl.fma(z, 0.318309873, tl.fma(z, p, 0.0))
 
     size = tl.abs(z)
     t = exp_neg(tl.minimum(size, 20.0, propagate_nan=ALL))
