@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from frankenstein.cli.inputs import UsageError, choose, folder, need, positive, say
 from frankenstein.compare.interrupts import interrupts_blocked
-from frankenstein.experiments import EXPERIMENTS, is_installed
+from frankenstein.experiments import EXPERIMENTS, Experiment, is_installed
 
 if TYPE_CHECKING:
     from frankenstein.experiments.experiment import Findings, Options
@@ -28,6 +28,7 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         description="Run one of the paper's experiments; interrupted, the same command goes on where it stopped.",
     )
     parser.add_argument("name", nargs="?", metavar="NAME", help="which; see --list")
+    parser.add_argument("--all", action="store_true", help="run all that are installed, one after the other")
     parser.add_argument("--list", action="store_true", help="list the experiments, and stop")
     parser.add_argument(
         "--preset", choices=("local", "paper"), default="local", help="sized for here (default), or as published"
@@ -35,7 +36,9 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("--out", type=folder, metavar="DIR", help="default: runs/NAME")
     parser.add_argument("--data-dir", type=folder, metavar="DIR", help="data folder (default: $FRANKENSTEIN_DATA)")
     parser.add_argument("--workers", type=positive, metavar="N", help="processes (default: one per processor)")
-    parser.add_argument("--starts", type=positive, metavar="N", help="only the first N starts of each kind of system")
+    parser.add_argument("--starts", type=positive, metavar="N", help="only the first N starts of each kind, or seeds")
+    parser.add_argument("--steps", type=positive, metavar="N", help="stop each training after N steps, to try it out")
+    parser.add_argument("--tensorboard", action="store_true", help="live curves of trainings in DIR/tensorboard")
     parser.add_argument("--methods", nargs="+", metavar="NAME", help="only these methods")
     parser.add_argument(
         "--structures", nargs="+", default=[], metavar="PATH", help="table4 --preset paper: your structures"
@@ -51,26 +54,72 @@ def run(options: argparse.Namespace) -> int:
             state = "" if is_installed(experiment) else f"; needs pip install '.[{experiment.extra}]'"
             print(f"{experiment.name:12}{experiment.title} ({experiment.duration}{state})")
         return 0
+    if options.all and (options.name or options.methods or options.structures or options.calculator):
+        raise UsageError("--all runs every experiment as it is; it goes with --preset, --out, --data-dir and --starts")
+    if options.all:
+        return _all(options)
     if options.name is None:
         raise UsageError(f"which experiment? known: {', '.join(EXPERIMENTS)} (see --list)")
     (name,) = choose("experiment", [options.name], EXPERIMENTS, ())
-    experiment = EXPERIMENTS[name]
+    out = options.out or Path("runs") / name
+    findings, code = _one(EXPERIMENTS[name], options, out)
+    return code if findings is None else _show(findings, out)
+
+
+def _all(options: argparse.Namespace) -> int:
+    """Run every experiment that is installed into a folder of its own; write one report of all."""
+    from frankenstein.experiments import page
+
+    folder = options.out or Path("runs") / "reproduce"
+    found: list[tuple[str, Findings | str]] = []
+    for experiment in EXPERIMENTS.values():
+        if not is_installed(experiment):
+            found.append((experiment.name, f"not run: needs pip install '.[{experiment.extra}]'"))
+            continue
+        say(f"{experiment.name}: {experiment.title} ({experiment.duration})")
+        try:
+            findings, code = _one(experiment, options, folder / experiment.name)
+        except UsageError as error:
+            say(f"{experiment.name}: {error}")
+            found.append((experiment.name, f"not run: {error}"))
+            continue
+        if code:
+            return code
+        if findings is None:
+            continue
+        page.write(findings, folder / experiment.name)
+        found.append((experiment.name, findings))
+    if not found:  # another process has it
+        return 0
+    print(page.write_overview(found, folder))
+    return int(any(isinstance(one, str) for _, one in found))
+
+
+def _one(experiment: Experiment, options: argparse.Namespace, out: Path) -> tuple[Findings | None, int]:
+    """Run an experiment; return what it found (None: it was stopped, or another process has it), and the exit code."""
     need(experiment.packages, experiment.extra)
+    _set_environment(options)
     with interrupts_blocked():
         from frankenstein.compare.executors import ExecutorError
+        from frankenstein.compare.executors.here import follow, rank
         from frankenstein.compare.store.records import RecordError
         from frankenstein.experiments.experiment import ExperimentError
 
         module = import_module(experiment.module)
-    if name != "table4" and (options.structures or options.calculator):
+    if rank():
+        try:
+            follow()
+        except ExecutorError as error:
+            raise UsageError(str(error)) from None
+        return None, 0
+    if experiment.name != "table4" and (options.structures or options.calculator):
         raise UsageError("--structures and --calculator belong to table4")
-    out = options.out or Path("runs") / name
     signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # a polite kill is a Ctrl-C
     with _Bar() as bar:
         try:
             asked = _asked(options, out, bar, module)
-            _claim(out, name)
-            findings = module.reproduce(asked)
+            _claim(out, experiment.name)
+            return module.reproduce(asked), 0
         except (RecordError, ExecutorError, ExperimentError) as error:
             _release(out)
             raise UsageError(str(error)) from None
@@ -78,8 +127,15 @@ def run(options: argparse.Namespace) -> int:
             signal.signal(signal.SIGINT, signal.SIG_IGN)
             bar.stop()
             say(f"stopped; {bar.done} of {bar.total} runs are kept in {out}: the same command goes on")
-            return 130
-    return _show(findings, out)
+            return None, 130
+
+
+def _set_environment(options: argparse.Namespace) -> None:
+    """Tell workers where the data are, and how long trainings take."""
+    if options.data_dir is not None:
+        os.environ["FRANKENSTEIN_DATA"] = str(options.data_dir.absolute())
+    if options.steps is not None:
+        os.environ["FRANKENSTEIN_STEPS"] = str(options.steps)
 
 
 def _claim(out: Path, name: str) -> None:
@@ -124,6 +180,7 @@ def _asked(options: argparse.Namespace, out: Path, bar: _Bar, module: Any) -> Op
         methods=choose("method", [name.lower() for name in options.methods], known, known) if options.methods else None,
         structures=tuple(options.structures),
         calculator=options.calculator,
+        is_live=options.tensorboard,
         say=say,
         progress=bar,
     )

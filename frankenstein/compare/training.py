@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Protocol
@@ -42,10 +43,7 @@ class Training:
 
     def __call__(self, make_optimizer: Factory, seed: int, budget: Budget) -> Measurements:
         """Train once."""
-        with warnings.catch_warnings(), torch.random.fork_rng():
-            # It leaks only where gradients are kept; the loop drops them before each backward pass and at the end.
-            warnings.filterwarnings("ignore", r"Using backward\(\) with create_graph=True")
-            torch.manual_seed(seed)  # some optimizers draw from the global generator
+        with seeded(seed):
             return _Loop(self.start(seed, budget), make_optimizer, budget).run()
 
 
@@ -53,7 +51,7 @@ class _Loop:
     def __init__(self, task: Task, make_optimizer: Factory, budget: Budget) -> None:
         self.task, self.budget, self.spec = task, budget, make_optimizer.spec
         self.optimizer = make_optimizer(task.parameters())
-        self.optimizer_ticks = _time_steps(self.optimizer)
+        self.optimizer_ticks = step_ticks(self.optimizer)
         self.losses: list[float] = []  # since the last evaluation
         self.seconds = 0.0
         self.curve: dict[str, list[float | None]] = {"step": [], "score": [], "seconds": [], "train_loss": []}
@@ -102,12 +100,8 @@ class _Loop:
 
     def evaluate(self, step: int) -> float:
         """Take the score, with the weights that the optimizer means to be used, and note the point."""
-        modes = [getattr(self.optimizer, name, None) for name in ("eval", "train")]
-        to_eval, to_train = (mode if callable(mode) else lambda: None for mode in modes)
-        to_eval()
-        with torch.no_grad():
+        with weights_to_use(self.optimizer), torch.no_grad():
             score = self.task.score()
-        to_train()
         loss = fmean(self.losses) if self.losses else None
         self.losses = []
         point = {"score": score, "seconds": self.seconds, "train_loss": loss}
@@ -116,6 +110,27 @@ class _Loop:
             self.curve[name].append(value)
         self.budget.watch(step, {name: value for name, value in point.items() if value is not None})
         return score
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Train in the block: torch's generators start from `seed`, and are afterwards as they were before."""
+    gpus = range(torch.cuda.device_count() if torch.cuda.is_initialized() else 0)
+    with warnings.catch_warnings(), torch.random.fork_rng(gpus):
+        # It leaks only where gradients are kept; the loops drop them before each backward pass and at the end.
+        warnings.filterwarnings("ignore", r"Using backward\(\) with create_graph=True")
+        torch.manual_seed(seed)  # some optimizers draw from the global generator
+        yield
+
+
+@contextmanager
+def weights_to_use(optimizer: Optimizer) -> Iterator[None]:
+    """Have the weights in the block that the optimizer means to be used; some train with others."""
+    modes = [getattr(optimizer, name, None) for name in ("eval", "train")]
+    to_eval, to_train = (mode if callable(mode) else lambda: None for mode in modes)
+    to_eval()
+    yield
+    to_train()
 
 
 def state_bytes(optimizer: Optimizer) -> int:
@@ -133,7 +148,7 @@ def _tensors(value: Any) -> list[Tensor]:
     return []
 
 
-def _time_steps(optimizer: Optimizer) -> list[float]:
+def step_ticks(optimizer: Optimizer) -> list[float]:
     """Return a list to which each `optimizer.step` will add minus its begin and its end: the sum is its seconds."""
     ticks: list[float] = []
     optimizer.register_step_pre_hook(lambda *_: ticks.append(-time.perf_counter()))

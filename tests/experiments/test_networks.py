@@ -1,0 +1,161 @@
+"""The experiments with networks, end to end on tiny data: the command, its records, its report, a kill."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from frankenstein.cli import main
+from frankenstein.compare.store.records import read
+from frankenstein.experiments import fig2, networks, published, table1, table6
+from frankenstein.experiments.models import NETWORKS
+
+N_TRAIN, N_TEST = 140, 20
+COMMAND = [sys.executable, "-c", "import sys; from frankenstein.cli import main; sys.exit(main())", "reproduce"]
+
+
+def write(folder, name, n_classes, size, columns=("img", "label"), form="PNG"):
+    """A data set of random images in the layout of the real one."""
+    generator = np.random.default_rng(0)
+    for split, n in (("train", N_TRAIN), ("validation" if name == "imagenette_96px" else "test", N_TEST)):
+        images = []
+        for _ in range(n):
+            buffer = io.BytesIO()
+            Image.fromarray(generator.integers(0, 255, (size, size, 3), dtype=np.uint8)).save(buffer, form)
+            images.append({"bytes": buffer.getvalue(), "path": None})
+        rows = {columns[0]: images, columns[1]: [i % n_classes for i in range(n)]}
+        kinds = {columns[0]: datasets.Image(), columns[1]: datasets.Value("int64")}
+        (folder / name).mkdir(exist_ok=True)
+        datasets.Dataset.from_dict(rows, datasets.Features(kinds)).to_parquet(folder / name / f"{split}.parquet")
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("data")
+    write(folder, "cifar10_12k", 10, 32)
+    write(folder, "tinyimagenet100_32px", 100, 32)
+    write(folder, "imagenette_96px", 10, 96, ("image", "label"), "JPEG")
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def environment(monkeypatch, tmp_path, data):
+    monkeypatch.setenv("FRANKENSTEIN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("FRANKENSTEIN_DATA", str(data))
+    monkeypatch.delenv("FRANKENSTEIN_STEPS", raising=False)
+
+
+def reproduce(*arguments, **variables):
+    """Run the command in a process of its own: steps are read when a module is imported."""
+    command = [*COMMAND, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **variables})
+
+
+def check(out, problems, n_steps, n_runs):
+    records = read(out, pytest.fail)
+    assert len(records) == n_runs
+    assert {record["problem"] for record in records} == set(problems)
+    for record in records:
+        assert record["outcome"] == "finished" and record["n_steps_done"] == n_steps
+        assert all(part["sha256"] for part in record["data"])
+    assert (out / "report.html").read_text().count("<svg") >= 2 * len(problems)
+    assert not list((out / networks.RUNS).iterdir())
+
+
+def test_a_killed_command_goes_on(tmp_path):
+    """Guards against an experiment that runs in parts only, and runs that are lost when all is killed at once."""
+    arguments = ["--steps", "30", "--starts", "2", "--methods", "whole", "--workers", "1"]
+    whole = reproduce("table6", "--out", tmp_path / "whole", *arguments)
+    assert whole.returncode == 0, whole.stderr
+    check(tmp_path / "whole", table6.LOCAL, 30, 4)
+    out = tmp_path / "killed"
+    command = [*COMMAND, "table6", "--out", str(out), *arguments]
+    process = subprocess.Popen(command, start_new_session=True, stderr=subprocess.DEVNULL)
+    records = out / "records.jsonl"
+    while process.poll() is None and not (records.exists() and records.read_text().count("\n") >= 1):
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    done = reproduce("table6", "--out", out, *arguments)
+    assert done.returncode == 0, done.stderr
+    check(out, table6.LOCAL, 30, 4)
+    outcomes = [
+        {record["cell"]: (record["score"], record["curve"]["score"]) for record in read(folder, pytest.fail)}
+        for folder in (out, tmp_path / "whole")
+    ]
+    assert outcomes[0] == outcomes[1]
+
+
+def test_fine_tuning(tmp_path):
+    done = reproduce("fig2", "--out", tmp_path / "out", "--steps", 1, "--starts", 1, "--methods", "frankenstein")
+    assert done.returncode == 0, done.stderr
+    check(tmp_path / "out", [problem.name for problem in fig2.LOCAL_PROBLEMS], 1, 2)
+
+
+def test_from_scratch_and_other_data_are_not_mixed_in(tmp_path):
+    """Guards against a mean over runs on two data sets of one name."""
+    out = tmp_path / "out"
+    arguments = ("table1", "--out", out, "--steps", 1, "--starts", 1, "--methods", "sgd")
+    done = reproduce(*arguments)
+    assert done.returncode == 0, done.stderr
+    check(out, [table1.PROBLEMS[0].name], 1, 1)
+    record = json.loads((out / "records.jsonl").read_text())
+    record["data"][0]["sha256"] = "0" * 64
+    (out / "records.jsonl").write_text(json.dumps(record) + "\n")
+    done = reproduce(*arguments)
+    assert done.returncode == 2
+    assert "other data" in done.stderr and "--out" in done.stderr and "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("fig2", "--methods", "adamm"), "adam"),
+        (("fig2", "--data-dir", "/nowhere"), "no data folder /nowhere"),
+        (("--all", "fig2"), "--all runs every experiment"),
+        (("table6", "--steps", "0"), "--steps"),
+        ((), "which experiment?"),
+    ],
+)
+def test_wrong_arguments(arguments, message, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert main(["reproduce", *arguments]) == 2
+    said = capsys.readouterr().err
+    assert message in said and len(said.strip().splitlines()) == 1
+    assert not list(tmp_path.glob("runs/*"))
+
+
+def test_missing_data(tmp_path):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    done = reproduce("table6", "--out", tmp_path / "out", FRANKENSTEIN_DATA=str(empty))
+    assert done.returncode == 2
+    assert "cifar10_12k" in done.stderr and "--data-dir" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", sorted(name for name in NETWORKS if "random" in name or "-" not in name))
+def test_networks_classify(name):
+    import torch
+
+    network = NETWORKS[name](7)
+    assert network(torch.zeros(1, 3, 64, 64)).shape == (1, 7)
+
+
+def test_published_curves():
+    """The numbers that the paper's text gives are those of the logs."""
+    found = published.curves("cifar10_finetune", "efficientnet_b0", "test_accuracy_percent")
+    assert max(value for _, value in found["frankenstein"]) == 96.39
+    assert len(published.curves("imagenet_scratch", "resnet18", "eval_top1_percent")["frankenstein"]) == 120
