@@ -25,7 +25,7 @@ N_SEEDS = {"local": 2, "paper": 5}
 BATCH = {"local": 64, "paper": 256}
 PART = 64  # images that a GPU has at once
 N_EPOCHS = 120
-LOCAL_STEPS, PAPER_STEPS = 195, N_EPOCHS * (1_281_167 // 256)
+LOCAL_STEPS, PAPER_STEPS = 156, N_EPOCHS * (1_281_167 // 256)
 
 QUOTED = {
     "Adam": ("33.46", "23.10"),

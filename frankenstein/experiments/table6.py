@@ -44,7 +44,7 @@ N_SEEDS = 5
 DECAYS = 0.4  # the learning rate falls to a tenth after so much of the training, and again: 40 and 80 of 100 epochs
 
 BATCH = 128
-LOCAL_STEPS, PAPER_STEPS = 6 * (10_000 // BATCH), 100 * (50_000 // BATCH)
+LOCAL_STEPS, PAPER_STEPS = 3 * (10_000 // BATCH), 100 * (50_000 // BATCH)
 
 
 def _spec(variant: str) -> OptimizerSpec:
