@@ -21,3 +21,12 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip("needs the reference folder ../shared, which is not here")
     return SHARED
+
+
+@pytest.fixture(scope="module")
+def ranks(tmp_path_factory):
+    """Two processes with a process group between them."""
+    from ranks import Ranks
+
+    with Ranks(tmp_path_factory.mktemp("ranks")) as ranks:
+        yield ranks

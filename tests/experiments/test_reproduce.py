@@ -160,6 +160,20 @@ def test_a_folder_belongs_to_one_experiment(capsys, tmp_path):
     assert "two holds something else; choose an empty folder" in capsys.readouterr().err
 
 
+def test_all_of_them_run_one_after_the_other_into_one_report(capsys, tmp_path, monkeypatch):
+    """Guards against one that cannot run and takes the others with it, and a report that does not say so."""
+    kept = {name: EXPERIMENTS[name] for name in ("table4", "fig11")}  # table4 needs data, and there are none
+    monkeypatch.setattr("frankenstein.cli.reproduce.EXPERIMENTS", kept)
+    monkeypatch.delenv("FRANKENSTEIN_DATA", raising=False)
+    assert main(["reproduce", "--all", "--out", str(tmp_path / "all")]) == 1
+    said = capsys.readouterr()
+    assert said.out.strip() == str(tmp_path / "all" / "report.html")
+    assert "table4: needs" in said.err
+    page = (tmp_path / "all" / "report.html").read_text()
+    assert "not run: needs" in page and 'href="fig11/report.html"' in page
+    assert (tmp_path / "all" / "fig11" / "report.html").exists() and not (tmp_path / "all" / "table4").exists()
+
+
 def test_runs_that_all_fail_are_told_and_not_averaged(capsys, tmp_path):
     """EMT does not know silicon: no ratio, no NaN, and the calculator's own words."""
     from ase.build import bulk

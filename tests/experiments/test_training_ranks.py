@@ -11,7 +11,6 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from ranks import Ranks
 from training_cases import BATCH_SIZE, factory, keeping, network, noisy, plain, train
 
 from frankenstein.compare.problems.problem import Budget
@@ -26,12 +25,6 @@ N_STEPS = 24
 TOLERANCE = 2e-5  # absolute, of weights near 0.1: float32 sums over a batch in halves, carried on for 24 steps
 RECIPE = Recipe(cosine(N_STEPS), clip_norm=0.5, checkpoint_seconds=0.0)
 PARALLEL = ("ddp", "fsdp")
-
-
-@pytest.fixture(scope="module")
-def ranks(tmp_path_factory):
-    with Ranks(tmp_path_factory.mktemp("ranks")) as ranks:
-        yield ranks
 
 
 def as_torchrun(function, *arguments):
