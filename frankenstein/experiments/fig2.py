@@ -44,8 +44,8 @@ LOCAL_PROBLEMS = tuple(
         f"{NAME}-{dataset}",
         f"EfficientNet-lite0 on {title}",
         Vision("efficientnet-lite0", dataset, 32, "padded", "half", 32, RECIPE, n_test=1000),
-        250,
-        5,
+        200,
+        4,
         target=target,
     )
     for dataset, title, target in (
