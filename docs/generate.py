@@ -23,6 +23,9 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from network_blocks import BLOCKS as NETWORK_BLOCKS
+from network_blocks import NAMES as NETWORK_NAMES
+from network_blocks import findings as network_findings
 from optimizer_table import optimizers_markdown
 from relaxation_blocks import BLOCKS as RELAXATION_BLOCKS
 from relaxation_blocks import findings
@@ -271,6 +274,7 @@ def block(name: str) -> str:
         "lr-beside-adam": lr_beside_adam,
         "alignment-errors": alignment_table,
         "optimizer-rules": optimizers_markdown,
+        **NETWORK_BLOCKS,
         **RELAXATION_BLOCKS,
         **SPEED_BLOCKS,
         **STATE_BLOCKS,
@@ -299,6 +303,11 @@ def main(arguments: list[str]) -> int:
         charts.save(charts.overview(summaries), ROOT / "docs" / "images" / "compare.png")
         charts.save(charts.tuning_overview(summaries), ROOT / "docs" / "images" / "tuning.png")
         charts.save(findings("table2").charts[0], ROOT / "docs" / "images" / "lj38.png")
+        for name in NETWORK_NAMES:
+            charts.save(network_findings(name).charts[0], ROOT / "docs" / "images" / f"{name}.png")
+            for picture in network_findings(name).pictures:
+                if picture.name.endswith(".gif"):  # the last frame of each is the still
+                    (ROOT / "docs" / "images" / picture.name).write_bytes(picture.draw())
         with tempfile.TemporaryDirectory() as place:
             page = report.write_html(Path(place), compared("small"))
             photograph(page, ROOT / "docs" / "images" / "report.png")

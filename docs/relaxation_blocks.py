@@ -38,7 +38,7 @@ def tabled(name: str, which: int = 0) -> str:
 
 
 def notes(table: Table) -> str:
-    return f"{table.title} ({'; '.join(table.notes)})."
+    return f"{table.title} ({'; '.join(note.rstrip('.') for note in table.notes)})."
 
 
 def all_models() -> str:

@@ -216,7 +216,7 @@ def table(
             Cell(row.title),
             Cell(
                 estimate(score) + (f" ({n_bad} diverged or failed)" if n_bad else ""),
-                row.optimizer in summary.best,
+                row.optimizer in summary.best and len(row.tuned.records) >= MIN_SEEDS,
                 {"": score.value, "low": score.low, "high": score.high},
             ),
             Cell("" if gap is None else estimate(gap), numbers={} if gap is None else {"": gap.value}),
