@@ -67,7 +67,7 @@ def distance(first, second):
         {"schedule": cosine(25, n_warmup=4), "name": "adam"},
         {"schedule": step_decay(10), "accumulate": 2, "clip_norm": 1.0, "name": "frankenstein"},
     ],
-    ids=str,
+    ids=lambda options: "-".join(options) or "plain",
 )
 def test_equals_a_loop_by_hand(options):
     """Bitwise: the weights, and the mean loss between the evaluations."""
