@@ -132,7 +132,7 @@ def _one(experiment: Experiment, options: argparse.Namespace, out: Path) -> tupl
 
 def _set_environment(options: argparse.Namespace) -> None:
     """Tell workers where the data are, and how long trainings take."""
-    if options.data_dir is not None:
+    if options.data_dir is not None and options.data_dir.is_dir():
         os.environ["FRANKENSTEIN_DATA"] = str(options.data_dir.absolute())
     if options.steps is not None:
         os.environ["FRANKENSTEIN_STEPS"] = str(options.steps)

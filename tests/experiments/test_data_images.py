@@ -17,6 +17,12 @@ from PIL import Image
 
 from frankenstein.experiments.data import DataError, Images, batches, images, in_order, order, stream
 
+# JAX, if another test has loaded it into this process, warns of the fork by which a DataLoader starts its workers.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+]
+
 N = 300  # more than two blocks of the decoding threads
 
 
@@ -261,9 +267,10 @@ def test_a_stream_gives_what_memory_gives(folder, n_workers):
 
 
 def test_a_stream_that_is_left_early_ends_its_workers(folder):
+    before = {int(pid) for pid in _children()}
     found = batches(stream("cifar10_12k", "train", folder, size=8, n_workers=2), 1, 0, 4)
     next(found)
-    children = {int(pid) for pid in _children()}
+    children = {int(pid) for pid in _children()} - before
     assert len(children) == 2
     del found
     deadline = time.monotonic() + 20
