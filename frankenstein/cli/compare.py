@@ -47,7 +47,10 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
     terms.add_argument("--tuning-seeds", type=positive, default=1, metavar="N", help="seeds of each trial (1)")
     terms.add_argument("--seeds", type=positive, metavar="N", help="fresh test seeds (default: 10; small: 5)")
     terms.add_argument(
-        "--tuner", choices=("halton", "optuna"), default="halton", help="quasi-random (default), or Optuna's TPE"
+        "--tuner",
+        choices=("halton", "rates", "optuna"),
+        default="halton",
+        help="quasi-random (default); the learning rate alone, in half decades; or Optuna's TPE",
     )
 
     where = parser.add_argument_group("where and how to run")

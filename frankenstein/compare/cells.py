@@ -231,7 +231,7 @@ def _outcome(problem: Problem, measured: Measurements) -> Record:
         "seconds_to_target": reached[1],
         **{name: float(f"{value:.4g}") for name, value in costs.items() if value is not None},
         **{name: getattr(measured, name) for name in ("state_bytes", "n_params", "n_steps_done")},
-        **({"data": measured.data} if measured.data else {}),
+        **{name: value for name in ("data", "samples", "details") if (value := getattr(measured, name))},
     }
 
 

@@ -30,8 +30,9 @@ class Comparison:
             not tuned.
         n_tuning_seeds: Seeds of each trial.
         n_seeds: Fresh seeds on the test split.
-        tuner: "halton" or "optuna".
+        tuner: "halton", "rates" or "optuna".
         modules: The user's modules.
+        has_untuned: Whether the untuned default is run on the fresh seeds too, where tuning chose other settings.
     """
 
     problems: tuple[str, ...]
@@ -41,6 +42,7 @@ class Comparison:
     n_seeds: int = 10
     tuner: str = "halton"
     modules: tuple[str, ...] = ()
+    has_untuned: bool = True
 
     def pairs(self) -> list[Pair]:
         """Return every (problem, optimizer)."""
@@ -54,8 +56,13 @@ class Comparison:
     def final(self, pair: Pair, tuned: Settings) -> list[Cell]:
         """Return the test cells: the settings that tuning chose, and the untuned default."""
         default = catalog(self.modules).optimizer(pair[1]).default
-        chosen = [tuned] if tuned == default else [tuned, default]
+        chosen = [tuned] if tuned == default or not self.has_untuned else [tuned, default]
         return [Cell(*pair, settings, seed, "test", modules=self.modules) for settings in chosen for seed in self.seeds]
+
+    @property
+    def n_cells(self) -> int:
+        """Cells of each pair, at most: fewer if tuning chooses the default."""
+        return self.n_trials * self.n_tuning_seeds + (1 + self.has_untuned) * self.n_seeds
 
     @property
     def seeds(self) -> range:

@@ -22,7 +22,7 @@ from frankenstein.compare.live import Live
 from frankenstein.compare.optimizers import OptimizerSpec, Settings
 from frankenstein.compare.problems.problem import Problem
 from frankenstein.compare.store.records import Record, RecordError, Report, appending
-from frankenstein.compare.tuning import Halton, Optuna, Past, Tuner
+from frankenstein.compare.tuning import Past, Tuner, make_tuner
 
 QUEUE = 2  # jobs submitted for each one that can run: a worker never waits for the driver
 
@@ -86,8 +86,7 @@ def run(comparison: Comparison, folder: Path, execution: Execution, progress: Pr
                 append(record)
                 records.append(record)
         _write_references(comparison, folder)
-        tuner: Tuner = Optuna(folder) if comparison.tuner == "optuna" else Halton()
-        work = _Run(comparison, execution, tuner, append, records, progress)
+        work = _Run(comparison, execution, make_tuner(comparison.tuner, folder), append, records, progress)
         work.plan()
         if not work.pending:
             progress(None, work.state())
@@ -130,9 +129,8 @@ class _Run:
         self.futures: dict[Future[Record], Job] = {}
         self.trials: dict[Pair, list[list[Cell]]] = {pair: [] for pair in comparison.pairs()}
         self.untuned = dict.fromkeys(comparison.pairs())
-        per_pair = comparison.n_trials * comparison.n_tuning_seeds + 2 * comparison.n_seeds
-        self.left = dict.fromkeys(comparison.pairs(), per_pair)  # cells not done yet; fewer if the default is chosen
-        self.n_cells = per_pair * len(self.left)
+        self.left = dict.fromkeys(comparison.pairs(), comparison.n_cells)  # cells not done yet
+        self.n_cells = comparison.n_cells * len(self.left)
         self.n_parallel = 1
         self.estimate = Estimate()
         for record in records:
@@ -204,7 +202,7 @@ class _Run:
                 self.tuner.finish(pair[0], optimizer, optimizer.space(problem.lr_scale), past)
                 best = trials[best_trial(self.done[cell.key] for cells in trials for cell in cells)][0].settings
             final = self.comparison.final(pair, best)
-            n_saved = 2 * self.comparison.n_seeds - len(final)
+            n_saved = (1 + self.comparison.has_untuned) * self.comparison.n_seeds - len(final)
             self.left[pair] -= n_saved
             self.n_cells -= n_saved
             self.queue(final)

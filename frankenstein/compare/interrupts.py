@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -41,3 +42,24 @@ def interrupts_held() -> Iterator[None]:
             signal.signal(signal.SIGINT, before)
             if arrived:
                 signal.raise_signal(signal.SIGINT)
+
+
+def start_tracker() -> None:
+    """Start Python's process that tidies up after child processes, before the first child; SIGINT must be held.
+
+    The first child would start it too, and unblock SIGINT on the way. And it would report on standard error, after the
+    user's Ctrl-C, what it tidied up after workers that were killed: locks that libraries made.
+    """
+    if os.name != "posix":
+        return
+    from multiprocessing import resource_tracker
+
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = "ignore::UserWarning:multiprocessing.resource_tracker"
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,6 +38,11 @@ class Tuner(Protocol):
         """Take note that the search is over."""
 
 
+def make_tuner(name: str, folder: Path) -> Tuner:
+    """Return the tuner of that name: a key of TUNERS, or "optuna", which keeps a database in `folder`."""
+    return Optuna(folder) if name == Optuna.name else TUNERS[name]()
+
+
 class Halton:
     """Quasi-random search: Halton's sequence, scrambled, fills the space evenly however many trials there are.
 
@@ -56,6 +61,30 @@ class Halton:
 
     def finish(self, problem: str, optimizer: OptimizerSpec, space: Space, past: Past) -> None:
         """Do nothing: what was tried is in the records."""
+
+
+class Rates:
+    """The default learning rate, then half a decade below and above the middle of its interval, a decade, and so on.
+
+    Everything else stays at its default: for the few trials that long trainings allow. A longer search begins with the
+    shorter one.
+    """
+
+    name = "rates"
+    is_sequential = False
+
+    def settings(self, problem: str, optimizer: OptimizerSpec, space: Space, trial: int, past: Past) -> Settings:
+        """Return the settings of a trial."""
+        middle = space["lr"].at(0.5)
+        halves = [0, *(sign * n for n in range(1, trial + 1) for sign in (-1, 1))]
+        rates = [optimizer.default["lr"], *(float(f"{middle * 10 ** (half / 2):.3g}") for half in halves)]
+        return optimizer.default | {"lr": list(dict.fromkeys(rates))[trial]}
+
+    def finish(self, problem: str, optimizer: OptimizerSpec, space: Space, past: Past) -> None:
+        """Do nothing: what was tried is in the records."""
+
+
+TUNERS: dict[str, Callable[[], Tuner]] = {Halton.name: Halton, Rates.name: Rates}
 
 
 @cache

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from frankenstein.compare.executors import threads_for_children
-from frankenstein.compare.interrupts import interrupts_held
+from frankenstein.compare.interrupts import interrupts_held, start_tracker
 from frankenstein.structures.calculators import CalculatorError, load
 from frankenstein.structures.running import Ended, Job, Outcome, Round, Task, nothing_computed, run
 
@@ -121,10 +121,7 @@ def _start(task: Task, loading: Loading, n_threads: int) -> _Worker:
         threads_for_children(n_threads),
         interrupts_held(),
     ):  # it inherits that it is blocked: Ctrl-C is the parent's to handle
-        if os.name == "posix":
-            from multiprocessing import resource_tracker
-
-            resource_tracker.ensure_running()  # its start, with the first process, would unblock it again
+        start_tracker()
         connection, other = context.Pipe()
         process = context.Process(target=_work, args=(other, task, loading), name="frankenstein-relax")
         process.start()

@@ -44,9 +44,9 @@ def processes_of(session):
 
 
 @contextmanager
-def driver(name, folder, what):
+def driver(name, folder, what, flags=("-W", "error")):
     """Start `drive_executor.py` in a session of its own; whatever a failed test leaves running is killed."""
-    command = [sys.executable, "-W", "error", HERE / "drive_executor.py", name, folder, what]
+    command = [sys.executable, *flags, HERE / "drive_executor.py", name, folder, what]
     process = subprocess.Popen(
         list(map(str, command)),
         stdout=subprocess.PIPE,

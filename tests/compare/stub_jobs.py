@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import sys
@@ -51,6 +52,12 @@ class StubJob:
 
     def do_exit(self, record):
         os._exit(7)
+
+    def do_lock(self, record):
+        """Hold a lock of the system, as libraries with progress bars do, and wait."""
+        lock = multiprocessing.get_context("spawn").Lock()
+        with lock:
+            self.do_wait(record)
 
     def do_wait(self, record):
         """Say who runs it, and go on when the file `go` is there."""

@@ -299,6 +299,18 @@ def test_without_tuning_each_optimizer_has_its_default_once(tmp_path):
     assert n_run == states[-1].n_done == states[-1].n_cells == 6
 
 
+def test_only_the_tuned_settings_are_tested_where_the_default_is_not_wanted(tmp_path):
+    comparison = dataclasses.replace(SMALL, tuner="rates", has_untuned=False)
+    n_run, states = go(tmp_path, comparison)
+    records = read(tmp_path, pytest.fail)
+    assert n_run == len(records) == states[0].n_cells == states[-1].n_done == 2 * (4 * 2 + 3)
+    for optimizer in SMALL.optimizers:
+        mine = [record for record in records if record["optimizer"] == optimizer]
+        best = best_trial(record for record in mine if record["split"] == "validation")
+        chosen = next(record["settings"] for record in mine if record["trial"] == best)
+        assert [record["settings"] for record in mine if record["split"] == "test"] == 3 * [chosen]
+
+
 def test_a_run_has_a_folder_until_it_has_ended(tmp_path):
     """Guards against two runs in one place, against checkpoints that are gone too early, and against rubbish."""
     folders = {}

@@ -166,6 +166,14 @@ def test_interrupts_leave_nothing_behind(tmp_path, what, n_interrupts):
         wait_until(lambda: not processes_of(process.pid))  # multiprocessing's own helper ends by itself
 
 
+def test_nothing_is_said_of_locks_that_a_killed_worker_held(tmp_path):
+    """Python's own helper tidies them up, and by itself it would write two lines about it after the user's Ctrl-C."""
+    with driver("local", tmp_path, "lock", flags=()) as process:
+        pids(tmp_path, "a", "b")
+        os.killpg(process.pid, signal.SIGINT)
+        assert process.communicate() == ("interrupted\n", "")
+
+
 def test_an_interrupt_while_workers_are_stopped_waits(tmp_path, monkeypatch):
     stop = local._Place.stop
 

@@ -6,7 +6,7 @@ import pytest
 
 from frankenstein.compare.catalog import catalog
 from frankenstein.compare.optimizers import LR_DECADES, Range
-from frankenstein.compare.tuning import Halton, Optuna, halton
+from frankenstein.compare.tuning import Halton, Optuna, Rates, halton
 
 OPTIMIZERS = catalog().optimizers
 ADAM = OPTIMIZERS["adam"]
@@ -70,6 +70,16 @@ def test_halton_fills_every_part():
     for axis in points.T:
         assert np.histogram(axis, bins=5, range=(0, 1))[0].min() >= 2
     assert np.histogram2d(*points.T, bins=2, range=[[0, 1], [0, 1]])[0].min() >= 3
+
+
+@pytest.mark.parametrize(
+    ("lr_scale", "rates"),
+    [(1.0, [1e-3, 3.16e-4, 3.16e-3, 1e-4, 1e-2]), (10.0, [1e-3, 1e-2, 3.16e-3, 3.16e-2, 0.1])],
+    ids=["around the default", "around the problem's scale"],
+)
+def test_rates_tries_the_learning_rate_alone_each_once(lr_scale, rates):
+    tried = [Rates().settings("p", ADAM, ADAM.space(lr_scale), trial, []) for trial in range(5)]
+    assert tried == [ADAM.default | {"lr": rate} for rate in rates]
 
 
 def test_every_search_space_is_of_the_same_size():

@@ -28,7 +28,7 @@ from frankenstein.compare.executors import (
     threads_for_children,
     timed_out,
 )
-from frankenstein.compare.interrupts import interrupts_held
+from frankenstein.compare.interrupts import interrupts_held, start_tracker
 
 STARTED = "started"  # a worker has the job: its time counts from now on
 LEAVE_SECONDS = 3.0  # an idle worker may tidy up (locks that libraries made) before it is killed
@@ -71,10 +71,7 @@ class LocalExecutor:
         self.tasks: SimpleQueue[Task | None] = SimpleQueue()
         self.places = [_Place(variables, self.tasks) for variables in places]
         with interrupts_held():  # threads and processes inherit that it is blocked: Ctrl-C is the parent's to handle
-            if os.name == "posix":
-                from multiprocessing import resource_tracker
-
-                resource_tracker.ensure_running()  # its start, with the first process, would unblock it again
+            start_tracker()
             for place in self.places:
                 place.start()
 

@@ -56,6 +56,8 @@ class Measurements:
         state_bytes: Memory of the optimizer's state at the end.
         n_params: Number of parameters.
         data: What it was trained and scored on: name, size and hash of each part.
+        samples: What the trained network makes of a few inputs, as named texts, for people to judge.
+        details: What else was found, as plain data.
     """
 
     curve: dict[str, list[float | None]]
@@ -66,6 +68,8 @@ class Measurements:
     state_bytes: int | None = None
     n_params: int | None = None
     data: list[dict[str, Any]] | None = None
+    samples: list[dict[str, str]] | None = None
+    details: dict[str, Any] | None = None
 
 
 Run = Callable[["Factory", int, Budget], Measurements]
