@@ -5,8 +5,8 @@ from importlib.util import find_spec
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
-# To import it is to register a name with timm, which loads torchvision, which does not load beside every torch.
-collect_ignore = ["frankenstein/timm.py"]
+# To import these is to load timm or Lightning, and with them torchvision, which does not load beside every torch.
+collect_ignore = ["frankenstein/timm.py", "frankenstein/analysis/landscape/lightning.py"]
 if find_spec("triton") is None:
     collect_ignore.append("frankenstein/kernels/cuda_rule.py")
 
