@@ -10,7 +10,7 @@ from frankenstein.compare.report.charts.chart import Chart
 from frankenstein.compare.report.formats import Table
 from frankenstein.experiments.relaxations.runner import Progress
 
-__all__ = ["ExperimentError", "Findings", "Options", "Picture"]
+__all__ = ["ExperimentError", "Findings", "Options", "Passage", "Picture"]
 
 
 class ExperimentError(Exception):
@@ -64,6 +64,19 @@ class Picture:
 
 
 @dataclass(frozen=True)
+class Passage:
+    """Texts to be read beside each other: what networks answered to one instruction.
+
+    Attributes:
+        title: What they are about.
+        texts: Each with its name.
+    """
+
+    title: str
+    texts: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
 class Findings:
     """What an experiment found.
 
@@ -73,6 +86,8 @@ class Findings:
         tables: With what was published beside ours.
         charts: Figures.
         pictures: Further figures, after the charts.
+        passages: Texts, at the end of the page; the terminal does not show them.
+        live: Names of charts that answer the mouse on the page: with a slider, or values where it points.
     """
 
     title: str
@@ -80,3 +95,5 @@ class Findings:
     tables: list[Table] = field(default_factory=list)
     charts: list[Chart] = field(default_factory=list)
     pictures: list[Picture] = field(default_factory=list)
+    passages: list[Passage] = field(default_factory=list)
+    live: frozenset[str] = frozenset()

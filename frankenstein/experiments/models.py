@@ -114,7 +114,40 @@ def efficientnet_lite0(n_classes: int) -> nn.Module:
     n_features = network.classifier.in_features
     network.classifier = nn.Sequential(nn.Linear(n_features, 512), nn.ReLU(), nn.Linear(512, n_classes))
     made: nn.Module = network
-    return made
+    return _fast_on_one_pixel(made)
+
+
+def _fast_on_one_pixel(network: nn.Module) -> nn.Module:
+    """Return the network, whose convolutions now take a map of one pixel for what it is.
+
+    Images of 32 pixels have shrunk to one where EfficientNets have most of their layers. A convolution is then a
+    product with the middle of its kernel, the only part that meets the pixel; torch's own, a general one, takes up to a
+    hundred times as long for it. A training step takes 0.55 (AVX2) to 0.75 (AVX-512) of the time.
+    """
+    from torch import nn
+    from torch.nn.functional import linear
+
+    class Conv2d(nn.Conv2d):
+        def forward(self, x: Tensor) -> Tensor:
+            if x.shape[-2:] != (1, 1):
+                return super().forward(x)
+            middle = self.weight[:, :, self.kernel_size[0] // 2, self.kernel_size[1] // 2]
+            pixel = x.flatten(1)
+            found = linear(pixel, middle) if self.groups == 1 else pixel * middle.squeeze(1)
+            return found[:, :, None, None]
+
+    for layer in network.modules():
+        if type(layer) is nn.Conv2d and layer.bias is None and _is_same(layer):
+            layer.__class__ = Conv2d  # the same weights under the same names
+    return network
+
+
+def _is_same(layer: nn.Conv2d) -> bool:
+    """Say whether a convolution, dense or of each channel by itself, leaves the size of maps as it is."""
+    half = tuple(side // 2 for side in layer.kernel_size)
+    is_known = layer.groups == 1 or layer.groups == layer.in_channels == layer.out_channels
+    is_odd = all(side % 2 for side in layer.kernel_size)
+    return is_known and is_odd and layer.padding == half and layer.stride == layer.dilation == (1, 1)
 
 
 def small_cnn(n_classes: int) -> nn.Module:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from frankenstein.compare.executors.here import here, n_processes
 from frankenstein.compare.executors.local import local_executor
 from frankenstein.compare.live import Live, prepare
 from frankenstein.compare.optimizers import OptimizerSpec
-from frankenstein.compare.problems.problem import Problem
+from frankenstein.compare.problems.problem import Problem, Run
 from frankenstein.compare.report.charts import looks
 from frankenstein.compare.report.charts.chart import Chart
 from frankenstein.compare.report.charts.curves import curves
@@ -31,7 +31,6 @@ from frankenstein.compare.statistics.seeds import MIN_SEEDS, Interval, bootstrap
 from frankenstein.compare.store.records import Record, read
 from frankenstein.experiments.experiment import ExperimentError, Options
 from frankenstein.experiments.training import read_progress
-from frankenstein.experiments.vision import Vision
 
 __all__ = ["Plan", "at", "charts", "n_steps", "problem_of", "run", "summaries", "table", "verdict", "waited"]
 
@@ -71,37 +70,58 @@ class Plan:
         problems: Names of problems.
         optimizers: Names of optimizers.
         n_seeds: Of each run.
+        n_trials: Learning rates that each optimizer may try on each problem, on the validation split, and takes the
+            best of: its default, half a decade less, half a decade more, a decade less, and so on. 0: only its default.
     """
 
     module: str
     problems: tuple[str, ...]
     optimizers: tuple[str, ...]
     n_seeds: int
+    n_trials: int = 0
 
 
-def run(plan: Plan, options: Options) -> list[ProblemSummary]:
-    """Run what is not in the run folder yet; return its summaries, the settings of the plan as the tuned ones.
+def run(plan: Plan, options: Options, *others: Plan) -> list[ProblemSummary]:
+    """Run what is not in the run folder yet; return its summaries, with the settings of a plan without trials as tuned.
+
+    Args:
+        plan: What to run.
+        options: What the user asked for.
+        others: Further plans, for problems with another number of seeds.
 
     Raises:
         ExperimentError: The data cannot be had, or are not those of the records.
     """
-    known = catalog((plan.module,))
-    runs: dict[str, Any] = {name: known.problems[name].run for name in plan.problems}
+    plans = (plan, *others)
+    runs: dict[str, Any] = {name: catalog((one.module,)).problems[name].run for one in plans for name in one.problems}
     data = {name: one.describe() for name, one in runs.items()}
     _check_data(options.out, data)
-    seeds = min(options.n_starts or plan.n_seeds, plan.n_seeds)
-    comparison = Comparison(plan.problems, plan.optimizers, n_trials=0, n_seeds=seeds, modules=(plan.module,))
     live = Live(str(options.out.absolute() / "tensorboard") if options.is_live else None, None)
     prepare(live, options.say)
-    executor, n_gpus = _executor(options)
+    start, n_gpus = _executor(options)
     folder = options.out.absolute() / RUNS
-    execution = engine.Execution(executor, n_gpus=n_gpus, live=live, folder=folder)
-    with _shown(folder, options) as progress:
-        engine.run(comparison, options.out, execution, progress, options.say)
+    with ExitStack() as stack:
+        executor = cache(lambda: stack.enter_context(start()))  # one for all plans, if there is anything to run
+        execution = engine.Execution(lambda: nullcontext(executor()), n_gpus=n_gpus, live=live, folder=folder)
+        for one in plans:
+            with _shown(folder, options) as progress:
+                engine.run(_comparison(one, options), options.out, execution, progress, options.say)
     records = read(options.out, options.say)
     _check_failures(records)
-    return summaries(
-        [r for r in records if r["problem"] in plan.problems and r["optimizer"] in plan.optimizers], plan.problems
+    wanted = {(problem, optimizer) for one in plans for problem in one.problems for optimizer in one.optimizers}
+    return summaries([r for r in records if (r["problem"], r["optimizer"]) in wanted], list(data))
+
+
+def _comparison(plan: Plan, options: Options) -> Comparison:
+    seeds = min(options.n_starts or plan.n_seeds, plan.n_seeds)
+    return Comparison(
+        plan.problems,
+        plan.optimizers,
+        n_trials=plan.n_trials,
+        n_seeds=seeds,
+        tuner="rates",
+        modules=(plan.module,),
+        has_untuned=False,
     )
 
 
@@ -129,7 +149,7 @@ def _check_data(out: Path, data: dict[str, list[dict[str, Any]]]) -> None:
         now = [part["sha256"] for part in data.get(record["problem"], [])]
         if before and now and before != now:
             raise ExperimentError(
-                f"{out} holds runs of {record['problem']} on other data than those in the data folder now; "
+                f"{out} holds runs of {record['problem']} on other data, or from other weights, than those here now; "
                 "choose another folder with --out"
             )
 
@@ -141,9 +161,9 @@ def _check_failures(records: list[Record]) -> None:
 
 
 def _settled(summary: ProblemSummary) -> ProblemSummary:
-    """Return the summary with the settings of the experiment as the tuned ones: there was no tuning."""
+    """Return the summary with the settings of the experiment as the tuned ones where there was no tuning."""
     sign = -1.0 if summary.config["is_higher_better"] else 1.0
-    rows = [replace(row, tuned=row.default) for row in summary.rows]
+    rows = [row if row.trials else replace(row, tuned=row.default) for row in summary.rows]
     rows.sort(key=lambda row: sign * row.tuned.score.value if row.tuned else float("inf"))
     return replace(summary, rows=rows)
 
@@ -205,6 +225,7 @@ def table(
         scale: What scores are multiplied by: 100 makes a share percent.
     """
     mine = summary.row(ours)
+    is_tuned = any(row.trials for row in summary.rows)
     rows = []
     for row in summary.rows:
         if row.tuned is None:
@@ -215,22 +236,44 @@ def table(
         cells = [
             Cell(row.title),
             Cell(
-                estimate(score) + (f" ({n_bad} diverged or failed)" if n_bad else ""),
+                _mean(score, row) + (f" ({n_bad} diverged or failed)" if n_bad else ""),
                 row.optimizer in summary.best and len(row.tuned.records) >= MIN_SEEDS,
                 {"": score.value, "low": score.low, "high": score.high},
             ),
-            Cell("" if gap is None else estimate(gap), numbers={} if gap is None else {"": gap.value}),
+            Cell("" if gap is None else _mean(gap, row), numbers={} if gap is None else {"": gap.value}),
+            *([_chosen(row)] if is_tuned else []),
             Cell(f"{_rate(row):.0f}"),
         ]
         rows.append([*cells, *([Cell(published.get(row.optimizer, ""))] if published else [])])
     metric = f"{summary.config['metric']}{', %' if scale == 100.0 else ''}"
-    columns = ["optimizer", metric, f"less {mine.title if mine else 'ours'}", "samples/s"]
+    columns = ["optimizer", metric, f"less {mine.title if mine else 'ours'}"]
+    columns += [*(["learning rate"] if is_tuned else []), "samples/s"]
     n_seeds = max(len(row.tuned.records) for row in summary.rows if row.tuned)
-    about = (
-        f"Mean over {n_seeds} seed{'s' * (n_seeds > 1)} with its 95 % interval over seeds; differences are paired by "
-    )
-    about += "seed; bold: level with the best."
+    about = "One seed, which tells no differences from noise; "
+    if n_seeds > 1:
+        about = f"Mean over {n_seeds} seeds with its 95 % interval over seeds; differences are paired by seed; "
+        about += "bold: level with the best; "
+    about += "samples/s: as it went, whatever else the machine did."
+    if is_tuned:
+        n_trials = max(row.budget[0] for row in summary.rows)
+        about += (
+            f" Each has the best of {n_trials} learning rates, half a decade apart, by its score on a fifth of the "
+            "training data that is held out of the training; *: the outermost of them."
+        )
     return Table(name, summary.title, [*columns, *(["published"] if published else [])], rows, [about, *notes])
+
+
+def _mean(interval: Interval, row: Row) -> str:
+    """Return a mean over seeds with its interval; of one seed there is none."""
+    assert row.tuned is not None
+    return estimate(interval) if len(row.tuned.records) > 1 else f"{interval.value:.4g}"
+
+
+def _chosen(row: Row) -> Cell:
+    """Return the learning rate that tuning chose, marked where it is the largest or the smallest that was tried."""
+    assert row.tuned is not None
+    rate, tried = row.tuned.settings["lr"], [record["settings"]["lr"] for record in row.trials]
+    return Cell(f"{rate:g}{'*' * (rate in (min(tried), max(tried)))}", numbers={"": rate})
 
 
 def _difference(row: Row, mine: Row | None, scale: float) -> Interval | None:
@@ -279,13 +322,13 @@ def charts(found: Sequence[ProblemSummary]) -> list[Chart]:
     return [chart for s in found for chart in (curves(s, styles), score_chart(s, styles))]
 
 
-def problem_of(name: str, title: str, vision: Vision, published_steps: int, n_evals: int, target: float) -> Problem:
-    """Return the problem of classifying images so, scored by accuracy.
+def problem_of(name: str, title: str, train: Run, published_steps: int, n_evals: int, target: float) -> Problem:
+    """Return a problem of classification, scored by accuracy.
 
     Args:
         name: On the command line and in records.
         title: For people.
-        vision: What is trained.
+        train: Trains once; it has a method `describe`, which returns what it is trained and scored on.
         published_steps: Steps of a run.
         n_evals: How often it is scored on the way.
         target: Accuracy that "steps to target" waits for.
@@ -300,5 +343,5 @@ def problem_of(name: str, title: str, vision: Vision, published_steps: int, n_ev
         worst=0.0,
         n_steps=steps,
         n_evals=min(n_evals, steps),
-        run=vision,
+        run=train,
     )

@@ -6,9 +6,10 @@ from base64 import b64encode
 from html import escape
 from pathlib import Path
 
-from frankenstein.compare.report import charts
+from frankenstein.compare.report import charts, script_json, vega_script
+from frankenstein.compare.report.charts.chart import Chart
 from frankenstein.compare.report.formats import Table, csv, latex
-from frankenstein.experiments.experiment import Findings
+from frankenstein.experiments.experiment import Findings, Passage
 
 __all__ = ["text", "write", "write_overview"]
 
@@ -20,6 +21,16 @@ th, td { padding: .3rem .7rem; border-bottom: 1px solid #ddd; text-align: right;
 th:first-child, td:first-child { text-align: left; }
 figure { margin: 1.5rem 0; } figcaption, .note { color: #555; font-size: .9rem; }
 svg, img { max-width: 100%; height: auto; }
+.vega-bind-name { margin-right: .5rem; } .vega-bind input { width: 24rem; max-width: 60vw; vertical-align: middle; }
+dt { font-weight: bold; } dd { margin: 0 0 .5rem 1.5rem; white-space: pre-wrap; }
+"""
+
+SCRIPT = """
+for (const figure of document.querySelectorAll("figure.live")) {
+  const place = document.createElement("div"), still = figure.querySelector("div");
+  vegaEmbed(place, JSON.parse(figure.querySelector("script").textContent), {renderer: "svg", actions: false})
+    .then(() => still.replaceWith(place));
+}
 """
 
 
@@ -53,7 +64,8 @@ def write(findings: Findings, folder: Path) -> list[Path]:
         paths = [folder / "figures" / f"{chart.name}.{suffix}" for suffix in ("png", "svg")]
         charts.save(chart, *paths)
         written += paths
-        figures.append(_figure(paths[1].read_text(encoding="utf-8"), chart.caption))
+        drawing = paths[1].read_text(encoding="utf-8")
+        figures.append(_live(drawing, chart) if chart.name in findings.live else _figure(drawing, chart.caption))
     for picture in findings.pictures:
         written.append(folder / "figures" / picture.name)
         written[-1].write_bytes(picture.draw())
@@ -91,14 +103,27 @@ def _figure(drawing: str, caption: str) -> str:
     return f"<figure>{drawing}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
+def _live(drawing: str, chart: Chart) -> str:
+    """Return a figure that a browser draws anew, with what answers the mouse; the drawing stands where it cannot."""
+    spec = f'<script type="application/json">{script_json(chart.complete())}</script>'
+    return f'<figure class="live"><div>{drawing}</div><figcaption>{escape(chart.caption)}</figcaption>{spec}</figure>'
+
+
 def _page(findings: Findings, figures: list[str]) -> str:
     parts = [f"<h1>{escape(findings.title)}</h1>", "<ul>"]
     parts += [f"<li>{escape(sentence)}</li>" for sentence in findings.sentences]
     parts.append("</ul>")
     for table in findings.tables:
         parts += [f"<h2>{escape(table.title)}</h2>", _table(table)]
-    parts += figures
+    parts += [*figures, *map(_passage, findings.passages)]
+    if findings.live:
+        parts.append(f"<script>{vega_script()}</script><script>{SCRIPT}</script>")
     return _html(findings.title, parts)
+
+
+def _passage(passage: Passage) -> str:
+    texts = "".join(f"<dt>{escape(name)}</dt><dd>{escape(text)}</dd>" for name, text in passage.texts)
+    return f"<h2>{escape(passage.title)}</h2><dl>{texts}</dl>"
 
 
 def _html(title: str, parts: list[str]) -> str:

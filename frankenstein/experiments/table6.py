@@ -25,18 +25,23 @@ from frankenstein.experiments.vision import Vision
 from frankenstein.rule import Rule, rule_config
 
 NAME = "table6"
-VARIANTS = {
-    "whole": ("the whole rule", ""),
-    "beta1": ("beta1 fixed at 0.9", "beta1_follows_lr"),
-    "rho": ("without rho", "use_rho"),
-    "xi": ("without xi", "use_xi"),
-    "v": ("without v", "use_v"),
-    "beta2": ("beta2 fixed at 0.999", "beta2_adapts"),
-    "max": ("without the maximum of v", "use_max"),
-    "ema": ("without the average of v", "use_ema"),
-    "adam": ("Adam", ""),
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    "whole": ("the whole rule", {}),
+    "beta1": ("beta1 fixed at 0.9", {"beta1_follows_lr": False}),
+    "rho": ("without rho", {"use_rho": False}),
+    "xi": ("without xi", {"use_xi": False}),
+    "v": ("without v", {"use_v": False}),
+    "beta2": ("beta2 fixed at 0.999", {"beta2_adapts": False}),
+    "max": ("without the maximum of v", {"use_max": False}),
+    "max-limited": ("without the maximum of v, x ratio at most 1", {"use_max": False, "ratio_limit": 1.0}),
+    "ema": ("without the average of v", {"use_ema": False}),
+    "adam": ("Adam", {}),
 }
-"""Title of each variant, and the switch of the rule that is off."""
+"""Title of each variant, and what it changes in the rule.
+
+In Algorithm 1 the ratio of the squared gradients in eq. 10 is free, so that an average of v alone overshoots where a
+gradient jumps; the authors' code limits it to 1 and can do without the maximum. So that part is switched off twice.
+"""
 
 METHODS = list(VARIANTS)
 PUBLISHED = (92.13, 92.11, 92.08, 92.07, 91.97, 91.86, 91.86, 91.5)
@@ -48,11 +53,10 @@ LOCAL_STEPS, PAPER_STEPS = 3 * (10_000 // BATCH), 100 * (50_000 // BATCH)
 
 
 def _spec(variant: str) -> OptimizerSpec:
-    title, switch = VARIANTS[variant]
+    title, changes = VARIANTS[variant]
     if variant == "adam":
         return at(NAME, "adam", {"lr": 1e-3})
-    switches: dict[str, Any] = {switch: False} if switch else {}
-    rule = replace(Rule(), **switches)
+    rule = replace(Rule(), **changes)
     spec = at(NAME, "frankenstein", {"lr": 1e-3, "base_lr": 1e-3}, rule=rule_config(rule))
     return replace(spec, name=f"{NAME}-{variant}", title=title[0].upper() + title[1:])
 
@@ -135,7 +139,7 @@ def findings(summaries: list[ProblemSummary]) -> Findings:
 def _beyond_published(summaries: list[ProblemSummary]) -> list[str]:
     """Say which variants lose more here than any does in the published table."""
     spread = max(PUBLISHED) - min(PUBLISHED)
-    names = [name for name, (_, switch) in VARIANTS.items() if switch]
+    names = [name for name, (_, changes) in VARIANTS.items() if changes]
     worse = [
         VARIANTS[name][0]
         for name in names

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from frankenstein.compare.optimizers import Factory
     from frankenstein.experiments.data import Augment, Readable
 
-__all__ = ["Vision", "data_folder"]
+__all__ = ["Vision", "augmentation", "data_folder"]
 
 SCORED_AT_ONCE = 250  # images; fewer than a batch of training would need memory for, since no gradient is kept
 VALIDATION_SHARE = 5  # one image of so many is held out of the training images where a run is scored on validation
@@ -48,6 +48,7 @@ class Vision:
         is_streamed: Whether images are decoded when they are read, because they do not fit into memory.
         n_train: So many training images at most, the first of a fixed order.
         n_test: Likewise, of test images.
+        n_validation: Likewise, of the training images that are held out where settings are chosen.
     """
 
     network: str
@@ -61,6 +62,7 @@ class Vision:
     is_streamed: bool = False
     n_train: int | None = None
     n_test: int | None = None
+    n_validation: int | None = None
 
     def __call__(self, make_optimizer: Factory, seed: int, budget: Budget) -> Measurements:
         """Train once.
@@ -77,6 +79,14 @@ class Vision:
     def describe(self) -> list[dict[str, Any]]:
         """Return the name, size and hash of what it is trained and scored on; it is checked on the way."""
         return [self.images(split).describe() for split in ("train", "test")]
+
+    def made(self) -> nn.Module:
+        """Return a new network, as convolutions are fastest with it."""
+        import torch
+
+        network: Any = NETWORKS[self.network](self.images("train").n_classes)
+        made: nn.Module = network.to(memory_format=torch.channels_last)
+        return made
 
     def images(self, split: str) -> Subset:
         """Return the training or test images."""
@@ -126,15 +136,12 @@ class Classification:
     """One training at one seed; what the loop asks for."""
 
     def __init__(self, vision: Vision, seed: int, budget: Budget) -> None:
-        import torch
-
         train, test = vision.images("train"), vision.images("test")
-        network: Any = NETWORKS[vision.network](train.n_classes)
-        self.model: nn.Module = network.to(memory_format=torch.channels_last)
+        self.model = vision.made()
         self.seed, self.batch_size = seed, vision.batch_size
-        self.train, self.scored = _parts(train, test, budget.split)
+        self.train, self.scored = _parts(train, test, budget.split, vision.n_validation)
         self.n_batches = len(self.train) // self.batch_size
-        self.augment, self.plain = (_augment(vision, crop) for crop in (vision.crop, "centre"))
+        self.augment, self.plain = (augmentation(vision, crop) for crop in (vision.crop, "centre"))
 
     def batches(self, epoch: int, first: int, rank: int, n_ranks: int) -> Iterator[tuple[Tensor, Tensor]]:
         from frankenstein.experiments.data import batches
@@ -169,14 +176,15 @@ def _for(images: Tensor) -> Tensor:
     return images.contiguous(memory_format=torch.channels_last)
 
 
-def _augment(vision: Vision, crop: Any) -> Augment:
+def augmentation(vision: Vision, crop: Any) -> Augment:
+    """Return what makes pixels into what the network is trained on, or with the crop "centre", scored on."""
     from frankenstein.experiments.data import Augment
 
     mean, std = NORMALISATION[vision.norm]
     return Augment(crop, vision.size, mean, std)
 
 
-def _parts(train: Subset, test: Subset, split: Split) -> tuple[Readable, Readable]:
+def _parts(train: Subset, test: Subset, split: Split, n_validation: int | None) -> tuple[Readable, Readable]:
     """Return what is trained and what is scored on: while settings are chosen, both are training images."""
     if split == "test":
         return train, test
@@ -184,4 +192,4 @@ def _parts(train: Subset, test: Subset, split: Split) -> tuple[Readable, Readabl
 
     rows = order(len(train), VALIDATION_SEED, 1)
     n_held = len(train) // VALIDATION_SHARE
-    return Subset(train, rows[n_held:]), Subset(train, rows[:n_held])
+    return Subset(train, rows[n_held:]), Subset(train, rows[:n_held][:n_validation])

@@ -7,7 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
-import time
+import threading
 
 import datasets
 import numpy as np
@@ -16,12 +16,6 @@ import torch
 from PIL import Image
 
 from frankenstein.experiments.data import DataError, Images, batches, images, in_order, order, stream
-
-# JAX, if another test has loaded it into this process, warns of the fork by which a DataLoader starts its workers.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:os.fork:RuntimeWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-]
 
 N = 300  # more than two blocks of the decoding threads
 
@@ -127,7 +121,7 @@ def test_a_damaged_image_is_named_by_file_and_row(tmp_path, noise, cache, kind):
         message.startswith("cifar10_12k/train.parquet, row 217: damaged image (") and "copy the file again" in message
     )
     assert [path.suffix for path in (cache / "images").iterdir()] == [".lock"]  # nothing half made
-    read = stream("cifar10_12k", "train", tmp_path, size=8, n_workers=1)
+    read = stream("cifar10_12k", "train", tmp_path, size=8, n_threads=1)
     assert refusal(lambda: list(read.read([torch.arange(200, 230)]))) == message
     assert "row 250: damaged image (no image file)" in refusal(lambda: list(read.read([torch.tensor([250])])))
 
@@ -253,11 +247,11 @@ def test_batches_that_cannot_be(batch_size, n_ranks, expected):
     assert expected in refusal(lambda: batches(numbered(50), 0, 0, batch_size, n_ranks=n_ranks))
 
 
-@pytest.mark.parametrize("n_workers", [0, 2])
-def test_a_stream_gives_what_memory_gives(folder, n_workers):
+@pytest.mark.parametrize("n_threads", [1, 3])
+def test_a_stream_gives_what_memory_gives(folder, n_threads):
     """The same batches, bit by bit, and no number taken from the global generator."""
     memory = images("cifar10_12k", "train", folder, size=8)
-    disk = stream("cifar10_12k", "train", folder, size=8, n_workers=n_workers)
+    disk = stream("cifar10_12k", "train", folder, size=8, n_threads=n_threads)
     torch.manual_seed(0)
     state = torch.get_rng_state()
     pairs = list(zip(batches(memory, 1, 0, 64, first=1), batches(disk, 1, 0, 64, first=1), strict=True))
@@ -266,19 +260,20 @@ def test_a_stream_gives_what_memory_gives(folder, n_workers):
         assert torch.equal(pixels, other_pixels) and torch.equal(labels, other_labels)
 
 
-def test_a_stream_that_is_left_early_ends_its_workers(folder):
-    before = {int(pid) for pid in _children()}
-    found = batches(stream("cifar10_12k", "train", folder, size=8, n_workers=2), 1, 0, 4)
+def test_a_stream_shares_the_processors_with_the_other_processes_of_a_training(folder, monkeypatch):
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    assert stream("cifar10_12k", "train", folder, size=8).n_threads == 16
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")
+    assert stream("cifar10_12k", "train", folder, size=8).n_threads == 4
+
+
+def test_a_stream_that_is_left_early_decodes_no_more_and_ends_its_threads(folder, monkeypatch):
+    decoded, before = [], set(threading.enumerate())
+    module = sys.modules["frankenstein.experiments.data.stream"]
+    whole = module.decode
+    monkeypatch.setattr(module, "decode", lambda table, row, *rest: decoded.append(row) or whole(table, row, *rest))
+    found = batches(stream("cifar10_12k", "train", folder, size=8, n_threads=2), 1, 0, 4)
     next(found)
-    children = {int(pid) for pid in _children()} - before
-    assert len(children) == 2
-    del found
-    deadline = time.monotonic() + 20
-    while children & {int(pid) for pid in _children()} and time.monotonic() < deadline:
-        os.sched_yield()
-    assert not children & {int(pid) for pid in _children()}
-
-
-def _children():
-    with open(f"/proc/self/task/{os.getpid()}/children") as file:
-        return file.read().split()
+    found.close()
+    assert 4 <= len(decoded) <= 4 * (1 + module.AHEAD)
+    assert set(threading.enumerate()) == before

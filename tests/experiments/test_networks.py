@@ -2,41 +2,20 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import signal
 import subprocess
-import sys
 import time
 
-import datasets
-import numpy as np
 import pytest
-from PIL import Image
+import torch
+from network_cases import COMMAND, reproduce, write
 
 from frankenstein.cli import main
 from frankenstein.compare.store.records import read
-from frankenstein.experiments import fig2, networks, published, table1, table6
+from frankenstein.experiments import fig2, models, networks, published, table1, table6
 from frankenstein.experiments.models import NETWORKS
-
-N_TRAIN, N_TEST = 140, 20
-COMMAND = [sys.executable, "-c", "import sys; from frankenstein.cli import main; sys.exit(main())", "reproduce"]
-
-
-def write(folder, name, n_classes, size, columns=("img", "label"), form="PNG"):
-    """A data set of random images in the layout of the real one."""
-    generator = np.random.default_rng(0)
-    for split, n in (("train", N_TRAIN), ("validation" if name == "imagenette_96px" else "test", N_TEST)):
-        images = []
-        for _ in range(n):
-            buffer = io.BytesIO()
-            Image.fromarray(generator.integers(0, 255, (size, size, 3), dtype=np.uint8)).save(buffer, form)
-            images.append({"bytes": buffer.getvalue(), "path": None})
-        rows = {columns[0]: images, columns[1]: [i % n_classes for i in range(n)]}
-        kinds = {columns[0]: datasets.Image(), columns[1]: datasets.Value("int64")}
-        (folder / name).mkdir(exist_ok=True)
-        datasets.Dataset.from_dict(rows, datasets.Features(kinds)).to_parquet(folder / name / f"{split}.parquet")
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +32,6 @@ def environment(monkeypatch, tmp_path, data):
     monkeypatch.setenv("FRANKENSTEIN_CACHE", str(tmp_path / "cache"))
     monkeypatch.setenv("FRANKENSTEIN_DATA", str(data))
     monkeypatch.delenv("FRANKENSTEIN_STEPS", raising=False)
-
-
-def reproduce(*arguments, **variables):
-    """Run the command in a process of its own: steps are read when a module is imported."""
-    command = [*COMMAND, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, **variables})
 
 
 def check(out, problems, n_steps, n_runs):
@@ -99,7 +72,14 @@ def test_a_killed_command_goes_on(tmp_path):
 def test_fine_tuning(tmp_path):
     done = reproduce("fig2", "--out", tmp_path / "out", "--steps", 1, "--starts", 1, "--methods", "frankenstein")
     assert done.returncode == 0, done.stderr
-    check(tmp_path / "out", [problem.name for problem in fig2.LOCAL_PROBLEMS], 1, 2)
+    check(tmp_path / "out", [problem.name for problem in fig2.LOCAL_PROBLEMS], 1, 10)
+    for problem in fig2.LOCAL_PROBLEMS:
+        mine = [record for record in read(tmp_path / "out", pytest.fail) if record["problem"] == problem.name]
+        tried = [record["settings"]["lr"] for record in mine if record["split"] == "validation"]
+        assert sorted(tried) == [1e-4, 3.16e-4, 1e-3, 3.16e-3]
+        chosen = next(record["settings"]["lr"] for record in mine if record["split"] == "test")
+        page = (tmp_path / "out" / "report.html").read_text()
+        assert chosen in tried and "learning rate" in page and f"{chosen:g}" in page
 
 
 def test_from_scratch_and_other_data_are_not_mixed_in(tmp_path):
@@ -159,3 +139,24 @@ def test_published_curves():
     found = published.curves("cifar10_finetune", "efficientnet_b0", "test_accuracy_percent")
     assert max(value for _, value in found["frankenstein"]) == 96.39
     assert len(published.curves("imagenet_scratch", "resnet18", "eval_top1_percent")["frankenstein"]) == 120
+
+
+def test_on_one_pixel_lite0_is_the_network_that_it_was(monkeypatch):
+    """The product with the kernels' middles, against torch's convolutions: output and every gradient, in float64."""
+    torch.manual_seed(0)
+    fast = NETWORKS["efficientnet-lite0"](10).double()
+    with monkeypatch.context() as changed:
+        changed.setattr(models, "_fast_on_one_pixel", lambda network: network)
+        plain = NETWORKS["efficientnet-lite0"](10).double()
+    plain.load_state_dict(fast.state_dict())
+    changed_layers = sum(
+        type(layer).__name__ == "Conv2d" and type(layer) is not torch.nn.Conv2d for layer in fast.modules()
+    )
+    assert changed_layers > 30
+    x = torch.randn(4, 3, 32, 32, dtype=torch.float64)
+    outputs = [network.train()(x) for network in (fast, plain)]
+    for output in outputs:
+        output.square().sum().backward()
+    torch.testing.assert_close(*outputs)
+    for one, other in zip(fast.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-9)

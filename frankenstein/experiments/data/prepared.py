@@ -19,7 +19,7 @@ from frankenstein.experiments.data.sources import DataError, Source
 if TYPE_CHECKING:
     import datasets
 
-__all__ = ["from_class_folder", "from_hub", "from_parquet"]
+__all__ = ["answers", "from_class_folder", "from_hub", "from_parquet"]
 
 REACH_SECONDS = 10.0  # the hub answers within one second where there is a network
 
@@ -121,14 +121,15 @@ def _offline_where_unreachable(hub: str) -> Iterator[None]:
     import datasets
 
     was_offline = datasets.config.HF_HUB_OFFLINE
-    datasets.config.HF_HUB_OFFLINE = was_offline or not _answers(f"{datasets.config.HF_ENDPOINT}/api/datasets/{hub}")
+    datasets.config.HF_HUB_OFFLINE = was_offline or not answers(f"{datasets.config.HF_ENDPOINT}/api/datasets/{hub}")
     try:
         yield
     finally:
         datasets.config.HF_HUB_OFFLINE = was_offline
 
 
-def _answers(url: str) -> bool:
+def answers(url: str) -> bool:
+    """Say whether there is a server at that address; it is given `REACH_SECONDS`."""
     try:
         with urlopen(url, timeout=REACH_SECONDS):
             return True

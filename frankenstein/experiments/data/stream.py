@@ -1,17 +1,19 @@
-"""A split of images that is too large for memory, decoded by worker processes batch by batch."""
+"""A split of images that is too large for memory, decoded batch by batch while the last ones are trained on."""
 
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from frankenstein.experiments.data.decode import decode, records
 from frankenstein.experiments.data.images import labels_of
@@ -20,22 +22,28 @@ from frankenstein.experiments.data.tables import Table, load
 
 __all__ = ["ImageStream", "stream"]
 
+AHEAD = 2  # batches that are decoded while one is trained on
+PART = 8  # images that a thread takes at once
+
 
 @dataclass(frozen=True)
 class ImageStream:
     """A split of images on the disk; it is read as `Images` is.
 
+    Images are decoded by threads: decoding and resizing do not hold Python's lock, and threads need neither a fork of
+    a process that has threads nor a copy of every batch from one process to another.
+
     Attributes:
         labels: Shape (n,), int64.
         table: Where they come from.
         size: Of the images: the short side is resized to it and the middle kept.
-        n_workers: Processes that decode; 0: this one does.
+        n_threads: Threads that decode.
     """
 
     labels: Tensor
     table: Table
     size: int
-    n_workers: int
+    n_threads: int
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -46,22 +54,28 @@ class ImageStream:
         Raises:
             DataError: An image is damaged.
         """
-        loader = DataLoader(
-            _Decoded(self),
-            batch_sampler=(rows.tolist() for rows in picks),
-            num_workers=self.n_workers,
-            collate_fn=_as_is,
-            # Its own: a loader draws a seed, and a run that goes on after a kill must not draw once more than one
-            # that was not killed.
-            generator=torch.Generator(),
-        )
-        for batch in loader:
-            if isinstance(batch, DataError):
-                raise batch
-            yield batch
+        under_way: deque[tuple[Tensor, list[Future[NDArray[np.uint8]]]]] = deque()
+        threads = ThreadPoolExecutor(self.n_threads, thread_name_prefix="decode")
+        try:
+            for rows in picks:
+                under_way.append((rows, [threads.submit(self._decode, part) for part in rows.split(PART)]))
+                if len(under_way) > AHEAD:
+                    yield self._batch(*under_way.popleft())
+            while under_way:
+                yield self._batch(*under_way.popleft())
+        finally:
+            threads.shutdown(cancel_futures=True)
+
+    def _decode(self, rows: Tensor) -> NDArray[np.uint8]:
+        found = (decode(self.table, row, records(self.table, row, 1)[0], self.size) for row in rows.tolist())
+        return np.stack(list(found))
+
+    def _batch(self, rows: Tensor, parts: list[Future[Any]]) -> tuple[Tensor, Tensor]:
+        pixels = np.concatenate([part.result() for part in parts])
+        return torch.from_numpy(pixels), self.labels[rows]
 
 
-def stream(name: str, split: str, folder: Path | None, *, size: int, n_workers: int | None = None) -> ImageStream:
+def stream(name: str, split: str, folder: Path | None, *, size: int, n_threads: int | None = None) -> ImageStream:
     """Return a split of a data set of any size; images are decoded when they are read.
 
     Args:
@@ -70,7 +84,7 @@ def stream(name: str, split: str, folder: Path | None, *, size: int, n_workers: 
         folder: The data folder, or None.
         size: The short side is resized to so many pixels and the middle kept. Random crops are then taken from that
             square (`Augment`), not from the whole of the file's image.
-        n_workers: Processes that decode; None: one for each processor.
+        n_threads: Threads that decode; None: all processors', shared with the other processes that `torchrun` started.
 
     Raises:
         DataError: The data are missing or not what they should be.
@@ -78,29 +92,5 @@ def stream(name: str, split: str, folder: Path | None, *, size: int, n_workers: 
     table = load(name, split, folder)
     if "image" not in table.source.columns:
         raise DataError(f"{name} has no images; it has: {', '.join(table.source.columns)}")
-    return ImageStream(labels_of(table), table, size, (os.cpu_count() or 1) if n_workers is None else n_workers)
-
-
-_Batch = tuple[Tensor, Tensor]
-
-
-class _Decoded(Dataset[_Batch | DataError]):
-    """Batches by their row numbers, for a loader's workers.
-
-    A damaged image is returned as the error: raised in a worker, it would reach the user as a traceback.
-    """
-
-    def __init__(self, stream: ImageStream) -> None:
-        self.stream = stream
-
-    def __getitems__(self, rows: list[int]) -> _Batch | DataError:
-        table, size = self.stream.table, self.stream.size
-        try:
-            pixels = [decode(table, row, records(table, row, 1)[0], size) for row in rows]
-        except DataError as error:
-            return error
-        return torch.from_numpy(np.stack(pixels)), self.stream.labels[rows]
-
-
-def _as_is(batch: Any) -> Any:
-    return batch
+    n_processes = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    return ImageStream(labels_of(table), table, size, n_threads or max(1, (os.cpu_count() or 1) // n_processes))

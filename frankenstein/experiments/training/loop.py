@@ -110,10 +110,17 @@ class Loop:
 
     In `budget.folder` the run keeps `checkpoint/` and `progress.json`. Started again with the same folder it goes on
     from there; on a CPU with as many threads, its outcome is then bitwise that of a run which was never stopped.
+
+    Attributes:
+        start: Makes the task of a seed and a budget.
+        recipe: How it is trained.
+        look: Is shown the model, in evaluation mode and with the weights that count, and the step at every evaluation.
+            A run that goes on shows it again what came after its last checkpoint.
     """
 
     start: Callable[[int, Budget], Task]
     recipe: Recipe | Callable[[Budget], Recipe] = Recipe()
+    look: Callable[[nn.Module, int], object] | None = None
 
     def __call__(self, make_optimizer: Factory, seed: int, budget: Budget) -> Measurements:
         """Train once.
@@ -124,4 +131,4 @@ class Loop:
         from frankenstein.experiments.training.run import train
 
         recipe = self.recipe if isinstance(self.recipe, Recipe) else self.recipe(budget)
-        return train(self.start, recipe, make_optimizer, seed, budget)
+        return train(self.start, recipe, make_optimizer, seed, budget, self.look)

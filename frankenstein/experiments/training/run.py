@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import Tensor
+from torch import Tensor, nn
 
 from frankenstein.compare.optimizers import Factory
 from frankenstein.compare.problems.problem import Budget, Measurements
@@ -28,11 +28,18 @@ from frankenstein.experiments.training.progress import Progress, Reporter
 
 
 def train(
-    start: Callable[[int, Budget], Task], recipe: Recipe, make_optimizer: Factory, seed: int, budget: Budget
+    start: Callable[[int, Budget], Task],
+    recipe: Recipe,
+    make_optimizer: Factory,
+    seed: int,
+    budget: Budget,
+    look: Callable[[nn.Module, int], object] | None = None,
 ) -> Measurements:
     """Train once; see `Loop`."""
     with accelerated(recipe, budget.device) as accelerator, seeded(seed):
-        return _Run(start(seed, budget), recipe, make_optimizer, seed, budget, accelerator).run()
+        run = _Run(start(seed, budget), recipe, make_optimizer, seed, budget, accelerator)
+        run.look = look
+        return run.run()
 
 
 def derived(*numbers: int) -> int:
@@ -83,6 +90,7 @@ class _Run:
         self.lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.ticks = step_ticks(self.optimizer)
         self.past = _Past()
+        self.look: Callable[[nn.Module, int], object] | None = None
         self.checkpoints = None
         if budget.folder:
             identity = _identity(task, recipe, make_optimizer, seed, budget)
@@ -184,6 +192,8 @@ class _Run:
         self.model.eval()
         with weights_to_use(self.optimizer), torch.no_grad():
             numbers = {name: float(value) for name, value in self.task.score(self.model).items()}
+            if self.look:
+                self.look(self.model, self.past.here.step)
         self.model.train()
         if self.accelerator.num_processes > 1:
             numbers = broadcast_object_list([numbers])[0]
