@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from frankenstein.compare.executors.local import local_executor
+from frankenstein.compare.executors.local import LocalExecutor, local_executor
 from frankenstein.compare.problems.problem import Budget, Measurements
 from frankenstein.compare.report.charts.chart import Chart
 from frankenstein.compare.report.formats import Cell, Table
@@ -101,37 +101,37 @@ def _snapshots(out: Path, optimizer: str) -> Path:
 
 
 def _landscapes(trained: dict[str, Path], options: Options) -> dict[str, Landscape]:
-    """Return the landscape of each plane; those that are there already are read."""
+    """Return the landscape of each plane; points that are there already are read."""
+    import torch
+
     from frankenstein.analysis.landscape import Snapshots, trajectory_plane
 
     by_title = {fine_tuning.title(name): Snapshots(path) for name, path in trained.items()}
     groups: dict[str, dict[str, Snapshots]] = {SHARED: by_title} if len(by_title) > 1 else {}
     groups |= {name: {fine_tuning.title(name): Snapshots(path)} for name, path in trained.items()}
-    found = {}
-    for name, group in groups.items():
-        options.say(f"landscape {list(groups).index(name) + 1} of {len(groups)}: the plane of {' and '.join(group)}")
-        found[name] = _landscape(trajectory_plane(group, options.out / "planes" / name), name, options)
+    n_gpus, found = float(torch.cuda.is_available()), {}
+    with local_executor(options.workers, 1, n_gpus) as executor:
+        for i, (name, group) in enumerate(groups.items(), 1):
+            options.say(f"landscape {i} of {len(groups)}: the plane of {', '.join(group)}")
+            plane = trajectory_plane(group, options.out / "planes" / name)
+            found[name] = _landscape(plane, name, options, executor, n_gpus)
     return found
 
 
-def _landscape(plane: Plane, name: str, options: Options) -> Landscape:
-    import torch
-
+def _landscape(plane: Plane, name: str, options: Options, executor: LocalExecutor, n_gpus: float) -> Landscape:
     from frankenstein.analysis.landscape import Grid, evaluate_jobs
 
-    n_gpus = float(torch.cuda.is_available())
-    with local_executor(options.workers, 1, n_gpus) as executor:
-        return evaluate_jobs(
-            plane,
-            Grid.around(plane, _tried(N_POINTS[options.preset], options.preset, 1)),
-            partial(subject, options.preset),
-            options.out / "landscapes" / name,
-            data=f"the first {N_IMAGES[options.preset]:,} test images of {fine_tuning.TITLES[options.preset]}",
-            executor=executor,
-            devices=["cuda" if n_gpus else "cpu"] * executor.n_parallel,
-            n_gpus=n_gpus,
-            progress=lambda done, total: options.progress(done, total, name),
-        )
+    return evaluate_jobs(
+        plane,
+        Grid.around(plane, _tried(N_POINTS[options.preset], options.preset, 1)),
+        partial(subject, options.preset),
+        options.out / "landscapes" / name,
+        data=f"the first {N_IMAGES[options.preset]:,} test images of {fine_tuning.TITLES[options.preset]}",
+        executor=executor,
+        devices=["cuda" if n_gpus else "cpu"] * executor.n_parallel,
+        n_gpus=n_gpus,
+        progress=lambda done, total: options.progress(done, total, name),
+    )
 
 
 def subject(preset: str, device: str) -> Subject:

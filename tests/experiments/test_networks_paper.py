@@ -28,7 +28,7 @@ sys.exit(main())
 
 
 @pytest.mark.slow
-def test_two_processes_take_a_step_of_the_published_recipe(tmp_path):
+def test_two_processes_take_steps_of_the_published_recipe(tmp_path):
     generator = np.random.default_rng(0)
     for split, n in (("train", N_TRAIN), ("validation", N_TEST)):
         images = []
@@ -49,7 +49,7 @@ def test_two_processes_take_a_step_of_the_published_recipe(tmp_path):
         "--preset",
         "paper",
         "--steps",
-        "1",
+        "2",
         "--starts",
         "1",
         "--methods",
@@ -63,9 +63,9 @@ def test_two_processes_take_a_step_of_the_published_recipe(tmp_path):
     records = read(out, pytest.fail)
     assert sorted(record["problem"] for record in records) == sorted(problem.name for problem in table1.PROBLEMS[1:])
     for record in records:
-        assert record["outcome"] == "finished" and record["n_steps_done"] == 1
+        assert record["outcome"] == "finished" and record["n_steps_done"] == 2
         assert record["settings"] == {"lr": 1e-3, "base_lr": 1e-3}
         assert record["optimizer_config"]["options"] == {"weight_decay": 1e-2}
         assert record["n_params"] > 11e6
-        assert record["curve"]["train_loss"][-1] == pytest.approx(np.log(1000), abs=1.5)  # chance
+        assert record["curve"]["train_loss"][1] == pytest.approx(np.log(1000), abs=1.5)  # chance
     assert (out / "report.html").exists()
