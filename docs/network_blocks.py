@@ -11,7 +11,7 @@ from relaxation_blocks import notes
 
 from frankenstein.compare.report.formats import markdown
 from frankenstein.compare.store.records import Format, Record, read
-from frankenstein.experiments import fig1, fig2, fig3, fig10, table1, table6
+from frankenstein.experiments import fig1, fig2, fig3, fig5, fig10, table1, table6
 from frankenstein.experiments.experiment import Findings
 from frankenstein.experiments.fig1_descent import DESCENTS
 from frankenstein.experiments.fig10_runs import RUNS
@@ -22,6 +22,7 @@ NETWORKS: dict[str, Any] = {
     "table1": table1,
     "fig2": fig2,
     "fig3": fig3,
+    "fig5": fig5,
     "table6": table6,
 }
 OTHERS: dict[str, tuple[Any, Format]] = {"fig1": (fig1, DESCENTS), "fig10": (fig10, RUNS)}
