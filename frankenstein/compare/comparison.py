@@ -62,7 +62,12 @@ class Comparison:
     @property
     def n_cells(self) -> int:
         """Cells of each pair, at most: fewer if tuning chooses the default."""
-        return self.n_trials * self.n_tuning_seeds + (1 + self.has_untuned) * self.n_seeds
+        return self.n_trials * self.n_tuning_seeds + self.n_final
+
+    @property
+    def n_final(self) -> int:
+        """Test cells of each pair, at most."""
+        return (1 + self.has_untuned) * self.n_seeds
 
     @property
     def seeds(self) -> range:

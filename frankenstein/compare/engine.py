@@ -202,7 +202,7 @@ class _Run:
                 self.tuner.finish(pair[0], optimizer, optimizer.space(problem.lr_scale), past)
                 best = trials[best_trial(self.done[cell.key] for cells in trials for cell in cells)][0].settings
             final = self.comparison.final(pair, best)
-            n_saved = (1 + self.comparison.has_untuned) * self.comparison.n_seeds - len(final)
+            n_saved = self.comparison.n_final - len(final)
             self.left[pair] -= n_saved
             self.n_cells -= n_saved
             self.queue(final)

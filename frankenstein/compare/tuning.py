@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
+from itertools import count
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -38,11 +40,6 @@ class Tuner(Protocol):
         """Take note that the search is over."""
 
 
-def make_tuner(name: str, folder: Path) -> Tuner:
-    """Return the tuner of that name: a key of TUNERS, or "optuna", which keeps a database in `folder`."""
-    return Optuna(folder) if name == Optuna.name else TUNERS[name]()
-
-
 class Halton:
     """Quasi-random search: Halton's sequence, scrambled, fills the space evenly however many trials there are.
 
@@ -66,8 +63,8 @@ class Halton:
 class Rates:
     """The default learning rate, then half a decade below and above the middle of its interval, a decade, and so on.
 
-    Everything else stays at its default: for the few trials that long trainings allow. A longer search begins with the
-    shorter one.
+    At the ends of the interval it begins again between these. Everything else stays at its default: for the few trials
+    that long trainings allow. A longer search begins with the shorter one.
     """
 
     name = "rates"
@@ -75,16 +72,28 @@ class Rates:
 
     def settings(self, problem: str, optimizer: OptimizerSpec, space: Space, trial: int, past: Past) -> Settings:
         """Return the settings of a trial."""
-        middle = space["lr"].at(0.5)
-        halves = [0, *(sign * n for n in range(1, trial + 1) for sign in (-1, 1))]
-        rates = [optimizer.default["lr"], *(float(f"{middle * 10 ** (half / 2):.3g}") for half in halves)]
-        return optimizer.default | {"lr": list(dict.fromkeys(rates))[trial]}
+        interval = space["lr"]
+        middle, n_halves = interval.at(0.5), round(math.log10(interval.high / interval.low), 6)  # to either side
+        rates = [optimizer.default["lr"]]
+        for offset in _offsets(n_halves):
+            rate = float(f"{middle * 10 ** (offset / 2):.3g}")
+            if rate not in rates:
+                rates.append(rate)
+            if len(rates) > trial:
+                break
+        return optimizer.default | {"lr": rates[trial]}
 
     def finish(self, problem: str, optimizer: OptimizerSpec, space: Space, past: Past) -> None:
         """Do nothing: what was tried is in the records."""
 
 
-TUNERS: dict[str, Callable[[], Tuner]] = {Halton.name: Halton, Rates.name: Rates}
+def _offsets(limit: float) -> Iterator[float]:
+    """Yield 0, -1, 1, -2, 2, ... up to the limit, then the middles between them, then between these, without end."""
+    yield 0.0
+    for level in count():
+        step = 0.5**level
+        for n in range(1, int(limit / step) + 1, 1 if level == 0 else 2):
+            yield from (-n * step, n * step)
 
 
 @cache
@@ -151,3 +160,10 @@ def _finished(space: Space, settings: Settings, loss: float) -> Any:
     return optuna.trial.create_trial(
         params=units, distributions=_unit_cube(space), value=loss, user_attrs={"settings": settings}
     )
+
+
+def make_tuner(name: str, folder: Path) -> Tuner:
+    """Return the tuner of that name; "optuna" keeps a database in `folder`."""
+    if name == Optuna.name:
+        return Optuna(folder)
+    return Rates() if name == Rates.name else Halton()

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from frankenstein.compare.optimizers import Factory
 
 NAME = "fig8"
-METHODS = ["frankenstein", "sgd", "rmsprop", "adam", "lookahead", "adabelief"]
+OURS = "frankenstein"
+METHODS = [OURS, "sgd", "rmsprop", "adam", "lookahead", "adabelief"]
 SHARED = "shared"
 """Name of the plane of all trainings together; the others have the name of their optimizer."""
 
@@ -56,7 +57,7 @@ class Recorded:
             raise ExperimentError("fig8 keeps snapshots and needs a folder; run it by `frankenstein reproduce fig8`")
         assert budget.folder.parent.name == RUNS
         snapshots = Snapshots(_snapshots(budget.folder.parent.parent, make_optimizer.spec.name))
-        return fine_tuning.train(self.preset, make_optimizer, seed, budget, snapshots.save)
+        return fine_tuning.VISION[self.preset].train(make_optimizer, seed, budget, snapshots.save)
 
     def describe(self) -> list[dict[str, Any]]:
         """Return the name, size and hash of the data."""
@@ -210,20 +211,16 @@ def findings(
     lines = [_held(landscapes)]
     if ordered := sorted((name for name in sharp if name in rows), key=lambda name: sharp[name]):
         flat, steep = (fine_tuning.title(name) for name in (ordered[0], ordered[-1]))
-        place = [name.endswith("-frankenstein") for name in ordered].index(True) + 1 if _has_ours(ordered) else 0
+        places = {name.split("-")[-1]: i for i, name in enumerate(ordered, 1)}
         lines.append(
             f"Flattest where it ended is {flat}, sharpest {steep} (largest eigenvalue of the Hessian of the training "
             f"loss: {sharp[ordered[0]]:.3g} and {sharp[ordered[-1]]:.3g})"
-            + (f"; Frankenstein has place {place} of {len(ordered)}." if place else ".")
+            + (f"; Frankenstein has place {places[OURS]} of {len(ordered)}." if OURS in places else ".")
         )
     lines += _after_arrival(landscapes)
     drawings = [_chart(name, landscape) for name, landscape in landscapes.items()]
     live = frozenset(one.name for one in drawings)
     return Findings("The landscape of a fine-tuning (Fig. 8)", lines, [table], drawings, live=live)
-
-
-def _has_ours(names: Sequence[str]) -> bool:
-    return any(name.endswith("-frankenstein") for name in names)
 
 
 def _held(landscapes: dict[str, Landscape]) -> str:

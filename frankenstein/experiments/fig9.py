@@ -59,7 +59,7 @@ class Represented:
             folder = (budget.folder or Path(place)) / "maps"
             folder.mkdir(parents=True, exist_ok=True)
             look = partial(_keep_map, self.preset, folder)
-            measured = fine_tuning.train(self.preset, make_optimizer, seed, budget, look)
+            measured = fine_tuning.VISION[self.preset].train(make_optimizer, seed, budget, look)
             if not measured.diverged:
                 _add(measured, folder)
         return measured

@@ -12,18 +12,15 @@ from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from frankenstein.compare.optimizers import OptimizerSpec
-from frankenstein.compare.problems.problem import Budget, Measurements, Problem
+from frankenstein.compare.problems.problem import Problem
 from frankenstein.experiments import fig2
 from frankenstein.experiments.networks import problem_of
-from frankenstein.experiments.training import Loop
-from frankenstein.experiments.vision import SCORED_AT_ONCE, Classification, Vision, augmentation
+from frankenstein.experiments.vision import SCORED_AT_ONCE, Vision, augmentation
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
-    from frankenstein.compare.optimizers import Factory
-
-__all__ = ["LOCAL_RATES", "TITLES", "VISION", "batches", "optimizers", "problems", "title", "train"]
+__all__ = ["LOCAL_RATES", "TITLES", "VISION", "batches", "optimizers", "problems", "title"]
 
 LOCAL_RATES = {
     "frankenstein": 3.16e-4,
@@ -89,17 +86,6 @@ def problems(experiment: str, run: Callable[[str], Any]) -> tuple[Problem, ...]:
 def title(optimizer: str) -> str:
     """Return what people call an optimizer of `optimizers`."""
     return next(s.title for s in fig2.OPTIMIZERS if s.name.split("-")[-1] == optimizer.split("-")[-1])
-
-
-def train(
-    preset: str, make_optimizer: Factory, seed: int, budget: Budget, look: Callable[[nn.Module, int], object]
-) -> Measurements:
-    """Train once; `look` is shown the model and the step at every evaluation."""
-    vision = VISION[preset]
-    loop = Loop(lambda seed, budget: Classification(vision, seed, budget), vision.recipe, look)
-    measured = loop(make_optimizer, seed, budget)
-    measured.data = vision.describe()
-    return measured
 
 
 @cache

@@ -103,9 +103,10 @@ def run(plan: Plan, options: Options, *others: Plan) -> list[ProblemSummary]:
     with ExitStack() as stack:
         executor = cache(lambda: stack.enter_context(start()))  # one for all plans, if there is anything to run
         execution = engine.Execution(lambda: nullcontext(executor()), n_gpus=n_gpus, live=live, folder=folder)
-        for one in plans:
-            with _shown(folder, options) as progress:
-                engine.run(_comparison(one, options), options.out, execution, progress, options.say)
+        comparisons = [_comparison(one, options) for one in plans]
+        with _shown(folder, options, comparisons) as progress:
+            for i, one in enumerate(comparisons):
+                engine.run(one, options.out, execution, partial(progress, i), options.say)
     records = read(options.out, options.say)
     _check_failures(records)
     wanted = {(problem, optimizer) for one in plans for problem in one.problems for optimizer in one.optimizers}
@@ -172,19 +173,29 @@ def _settled(summary: ProblemSummary) -> ProblemSummary:
 
 
 @contextmanager
-def _shown(folder: Path, options: Options) -> Iterator[engine.Progress]:
-    """Show how many runs are done, and how far those are that are under way."""
-    counts, stop = [0, 0], threading.Event()
+def _shown(
+    folder: Path, options: Options, comparisons: Sequence[Comparison]
+) -> Iterator[Callable[[int, Record | None, engine.State], None]]:
+    """Show how many runs of all comparisons are done, and how far those are that are under way.
+
+    Yields:
+        The progress of a comparison, to which its number is given first.
+    """
+    counts, stop = [(0, len(one.pairs()) * one.n_cells) for one in comparisons], threading.Event()
 
     def show() -> None:
+        done, total = map(sum, zip(*counts, strict=True))
+        options.progress(done, total, " | ".join(_under_way(folder)))
+
+    def watch() -> None:
         while not stop.wait(1.0):
-            options.progress(counts[0], counts[1], " | ".join(_under_way(folder)))
+            show()
 
-    def progress(_: Record | None, state: engine.State) -> None:
-        counts[:] = [state.n_done, state.n_cells]
-        options.progress(state.n_done, state.n_cells, " | ".join(_under_way(folder)))
+    def progress(i: int, _: Record | None, state: engine.State) -> None:
+        counts[i] = (state.n_done, state.n_cells)
+        show()
 
-    thread = threading.Thread(target=show, daemon=True)
+    thread = threading.Thread(target=watch, daemon=True)
     thread.start()
     try:
         yield progress

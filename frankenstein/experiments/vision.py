@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from frankenstein.compare.problems.problem import Budget, Measurements, Split
 from frankenstein.experiments.models import NETWORKS, NORMALISATION
-from frankenstein.experiments.training import Loop, Recipe
+from frankenstein.experiments.training import Look, Loop, Recipe
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -70,9 +70,16 @@ class Vision:
         Raises:
             ExperimentError: The data or the weights cannot be had.
         """
-        measured = Loop(lambda seed, budget: Classification(self, seed, budget), self.recipe)(
-            make_optimizer, seed, budget
-        )
+        return self.train(make_optimizer, seed, budget)
+
+    def train(self, make_optimizer: Factory, seed: int, budget: Budget, look: Look | None = None) -> Measurements:
+        """Train once; `look` is shown the model and the step at every evaluation.
+
+        Raises:
+            ExperimentError: As above.
+        """
+        loop = Loop(lambda seed, budget: Classification(self, seed, budget), self.recipe, look)
+        measured = loop(make_optimizer, seed, budget)
         measured.data = self.describe()
         return measured
 

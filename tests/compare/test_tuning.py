@@ -82,6 +82,13 @@ def test_rates_tries_the_learning_rate_alone_each_once(lr_scale, rates):
     assert tried == [ADAM.default | {"lr": rate} for rate in rates]
 
 
+def test_many_rates_stay_within_the_interval():
+    space = ADAM.space(1.0)
+    tried = [Rates().settings("p", ADAM, space, trial, [])["lr"] for trial in range(20)]
+    assert len(set(tried)) == 20 and space["lr"].low <= min(tried) and max(tried) <= space["lr"].high
+    assert tried[9:11] == [5.62e-4, 1.78e-3]  # between those of the first round
+
+
 def test_every_search_space_is_of_the_same_size():
     for spec in OPTIMIZERS.values():
         lr, second = spec.space(10.0).values()

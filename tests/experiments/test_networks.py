@@ -13,8 +13,10 @@ import torch
 from network_cases import COMMAND, reproduce, write
 
 from frankenstein.cli import main
+from frankenstein.compare.engine import State
 from frankenstein.compare.store.records import read
 from frankenstein.experiments import fig2, models, networks, published, table1, table6
+from frankenstein.experiments.experiment import Options
 from frankenstein.experiments.models import NETWORKS
 
 
@@ -160,3 +162,15 @@ def test_on_one_pixel_lite0_is_the_network_that_it_was(monkeypatch):
     torch.testing.assert_close(*outputs)
     for one, other in zip(fast.parameters(), plain.parameters(), strict=True):
         torch.testing.assert_close(one.grad, other.grad, rtol=1e-9, atol=1e-9)
+
+
+def test_the_runs_of_all_plans_are_counted_together(tmp_path):
+    """Guards against a bar that begins again with each plan, and a Ctrl-C that tells of the last plan's runs only."""
+    shown = []
+    plans = [networks.Plan("m", ("a", "b"), ("x",), 3), networks.Plan("m", ("c",), ("x", "y"), 1, n_trials=4)]
+    options = Options("local", tmp_path, None, progress=lambda done, total, _: shown.append((done, total)))
+    comparisons = [networks._comparison(plan, options) for plan in plans]
+    with networks._shown(tmp_path, options, comparisons) as progress:
+        progress(0, None, State(6, 6, None))
+        progress(1, None, State(2, 10, None))
+    assert shown[0] == (6, 16) and shown[1] == (8, 16)

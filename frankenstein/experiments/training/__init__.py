@@ -7,8 +7,8 @@ An experiment says what is trained (`Task`) and how (`Recipe`); `Loop` of both i
 Several processes are started by torchrun, each of which calls the same run with the same arguments.
 """
 
-from frankenstein.experiments.training.loop import Loop, Recipe, Task
+from frankenstein.experiments.training.loop import Look, Loop, Recipe, Task
 from frankenstein.experiments.training.progress import Progress, read_progress
 from frankenstein.experiments.training.schedules import constant, cosine, step_decay
 
-__all__ = ["Loop", "Progress", "Recipe", "Task", "constant", "cosine", "read_progress", "step_decay"]
+__all__ = ["Look", "Loop", "Progress", "Recipe", "Task", "constant", "cosine", "read_progress", "step_decay"]

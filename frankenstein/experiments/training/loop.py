@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 PRECISIONS = ("no", "bf16", "fp16", "auto")
 PARALLEL = ("ddp", "fsdp")
+Look = Callable[["nn.Module", int], object]
 
 
 class Task(Protocol):
@@ -120,7 +121,7 @@ class Loop:
 
     start: Callable[[int, Budget], Task]
     recipe: Recipe | Callable[[Budget], Recipe] = Recipe()
-    look: Callable[[nn.Module, int], object] | None = None
+    look: Look | None = None
 
     def __call__(self, make_optimizer: Factory, seed: int, budget: Budget) -> Measurements:
         """Train once.

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from torch import Tensor, nn
+from torch import Tensor
 
 from frankenstein.compare.optimizers import Factory
 from frankenstein.compare.problems.problem import Budget, Measurements
@@ -22,7 +22,7 @@ from frankenstein.compare.training import seeded, state_bytes, step_ticks, weigh
 from frankenstein.experiments.experiment import ExperimentError
 from frankenstein.experiments.training.batches import Ahead, parts, shares
 from frankenstein.experiments.training.checkpoint import Checkpoints, load_trained_state, trained_state
-from frankenstein.experiments.training.loop import Recipe, Task
+from frankenstein.experiments.training.loop import Look, Recipe, Task
 from frankenstein.experiments.training.processes import accelerated, distributed
 from frankenstein.experiments.training.progress import Progress, Reporter
 
@@ -33,13 +33,11 @@ def train(
     make_optimizer: Factory,
     seed: int,
     budget: Budget,
-    look: Callable[[nn.Module, int], object] | None = None,
+    look: Look | None = None,
 ) -> Measurements:
     """Train once; see `Loop`."""
     with accelerated(recipe, budget.device) as accelerator, seeded(seed):
-        run = _Run(start(seed, budget), recipe, make_optimizer, seed, budget, accelerator)
-        run.look = look
-        return run.run()
+        return _Run(start(seed, budget), recipe, make_optimizer, seed, budget, accelerator, look).run()
 
 
 def derived(*numbers: int) -> int:
@@ -73,10 +71,17 @@ class _Past:
 
 class _Run:
     def __init__(
-        self, task: Task, recipe: Recipe, make_optimizer: Factory, seed: int, budget: Budget, accelerator: Accelerator
+        self,
+        task: Task,
+        recipe: Recipe,
+        make_optimizer: Factory,
+        seed: int,
+        budget: Budget,
+        accelerator: Accelerator,
+        look: Look | None,
     ) -> None:
         _check(task, make_optimizer, accelerator)
-        self.task, self.recipe, self.seed, self.budget = task, recipe, seed, budget
+        self.task, self.recipe, self.seed, self.budget, self.look = task, recipe, seed, budget, look
         self.accelerator, self.spec = accelerator, make_optimizer.spec
         self.eval_steps = budget.eval_steps
         self.model = distributed(accelerator, task.model, recipe.parallel).train()
@@ -90,7 +95,6 @@ class _Run:
         self.lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.ticks = step_ticks(self.optimizer)
         self.past = _Past()
-        self.look: Callable[[nn.Module, int], object] | None = None
         self.checkpoints = None
         if budget.folder:
             identity = _identity(task, recipe, make_optimizer, seed, budget)
