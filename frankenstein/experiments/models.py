@@ -121,8 +121,8 @@ def _fast_on_one_pixel(network: nn.Module) -> nn.Module:
     """Return the network, whose convolutions now take a map of one pixel for what it is.
 
     Images of 32 pixels have shrunk to one where EfficientNets have most of their layers. A convolution is then a
-    product with the middle of its kernel, the only part that meets the pixel; torch's own, a general one, takes up to a
-    hundred times as long for it. A training step takes 0.55 (AVX2) to 0.75 (AVX-512) of the time.
+    product with the middle of its kernel, the only part that meets the pixel; torch's own, a general one, takes many
+    times as long for it, which is a good part of a training step on a CPU.
     """
     from torch import nn
     from torch.nn.functional import linear
