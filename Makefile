@@ -19,15 +19,16 @@ lint: .venv/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-unit: .venv/dev.stamp
-	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not slow" --cov --cov-report=term:skip-covered
+unit: .venv/dev.stamp ## a test that hangs fails after five minutes and says where; the longest takes one
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not slow" --timeout 300 -o faulthandler_timeout=330 \
+	  --cov --cov-report=term:skip-covered
 
 docs: .venv/dev.stamp ## build the docs site strictly, into site/
 	$(BIN)/python docs/generate.py --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 nightly: .venv/dev.stamp mutants ## what takes too long for every test run
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow --timeout 1800
 
 mutants: .venv/dev.stamp ## break the two rules and the C kernel in eight ways each: each must turn the suite red
 	$(BIN)/python tests/mutate_rule.py

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from frankenstein.compare.executors.local import LocalExecutor, local_executor
 from frankenstein.compare.problems.problem import Budget, Measurements
-from frankenstein.compare.report.charts.chart import Chart
+from frankenstein.compare.report.charts.chart import COLOURS, Chart
 from frankenstein.compare.report.formats import Cell, Table
 from frankenstein.compare.results.summary import ProblemSummary
 from frankenstein.experiments import fine_tuning
@@ -40,6 +40,7 @@ N_IMAGES = {"local": 500, "paper": 2000}  # of the test set, on which the landsc
 N_RECOMPUTE = {"local": 250, "paper": 1000}  # training images from which BatchNorm takes its statistics at each point
 N_SHARP = 128  # training images of whose loss the Hessian is taken
 N_PROBES = 2  # random vectors for its trace, which is not shown
+TOLERANCE = 1e-2  # of its largest eigenvalue: those of different trainings lie further apart
 IMAGES_PER_STEP = 10  # at most, where a configuration is only tried (`--steps`)
 
 
@@ -180,7 +181,15 @@ def _sharpness(trained: dict[str, Path], options: Options) -> dict[str, float]:
         snapshots.load(model, last.step)
         n_images = _tried(N_SHARP, options.preset, IMAGES_PER_STEP)
         shown = fine_tuning.batches(options.preset, "train", n_images, "cpu")
-        seen = sharpness(model, nn.CrossEntropyLoss(), shown, n_largest=1, n_samples=N_PROBES)
+        seen = sharpness(
+            model,
+            nn.CrossEntropyLoss(),
+            shown,
+            n_largest=1,
+            n_smallest=0,
+            n_samples=N_PROBES,
+            tolerance=TOLERANCE,
+        )
         known[name] = {"weights": last.checksum, "largest": seen.largest[0]}
         path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
     return {name: known[name]["largest"] for name in trained}
@@ -220,6 +229,10 @@ def findings(
     lines += _after_arrival(landscapes)
     drawings = [_chart(name, landscape) for name, landscape in landscapes.items()]
     live = frozenset(one.name for one in drawings)
+    for row in rows.values():
+        if row.tuned and (seen := _rule(row.tuned.records[0])):
+            lines.append(_of_rule(seen))
+            drawings.append(_rule_chart(seen))
     return Findings("The landscape of a fine-tuning (Fig. 8)", lines, [table], drawings, live=live)
 
 
@@ -258,6 +271,54 @@ def _best_and_end(landscape: Landscape) -> tuple[float, float]:
     )
     found = [float(landscape.metrics["accuracy"][row, column]) for row, column in zip(rows, columns, strict=True)]
     return max(found), found[-1]
+
+
+def _rule(record: dict[str, Any]) -> dict[str, list[float | None]]:
+    """Return what the rule did in the steps before the evaluations, by name; nothing of other optimizers."""
+    curve: dict[str, list[float | None]] = record["curve"]
+    prefix = "telemetry/0/"
+    found = {name.removeprefix(prefix): values[1:] for name, values in curve.items() if name.startswith(prefix)}
+    return found | {"step": curve["step"][1:]} if found else {}
+
+
+def _of_rule(seen: dict[str, list[float | None]]) -> str:
+    first, last = ({name: values[i] for name, values in seen.items()} for i in (0, -1))
+    parts = [
+        f"{what} {first[name]:.3g} at step {first['step']} and {last[name]:.3g} at step {last['step']}"
+        for name, what in (("rho_q50", "rho has the median"), ("xi_q50", "xi"), ("update_to_weight", "the update is"))
+    ]
+    return (
+        f"What the rule of Frankenstein does: {parts[0]}; {parts[1]}; {parts[2]} of the weights' size. P lies between "
+        f"{last['P_q01']:.6g} and {last['P_q99']:.6g} for 98 % of the weights at the end, where 0.5 is no opinion."
+    )
+
+
+def _rule_chart(seen: dict[str, list[float | None]]) -> Chart:
+    """Return rho and xi along the training: median, and where 80 % of the elements lie."""
+    points = [
+        {"factor": name, "step": step, "low": low, "median": median, "high": high}
+        for name in ("rho", "xi")
+        for step, *spread in zip(seen["step"], *(seen[f"{name}_q{q}"] for q in (10, 50, 90)), strict=True)
+        for low, median, high in (spread,)
+        if None not in spread
+    ]
+    x = {"field": "step", "type": "quantitative", "title": "step"}
+    y: dict[str, Any] = {"type": "quantitative", "title": "factor", "scale": {"zero": False}}
+    colour = {"field": "factor", "type": "nominal", "title": None, "scale": {"range": COLOURS[:2]}}
+    spec: dict[str, Any] = {
+        "width": 560,
+        "height": 240,
+        "encoding": {"x": x, "color": colour},
+        "layer": [
+            {
+                "mark": {"type": "area", "opacity": 0.25},
+                "encoding": {"y": {"field": "low", **y}, "y2": {"field": "high"}},
+            },
+            {"mark": {"type": "line", "strokeWidth": 2}, "encoding": {"y": {"field": "median", **y}}},
+        ],
+    }
+    caption = "Medians over a sample of the weights, and where 80 % of them lie, in the step before each evaluation."
+    return Chart(f"{NAME}-rule", "Momentum reset rho and acceleration xi of Frankenstein", caption, spec, points)
 
 
 def _table(summary: ProblemSummary, landscapes: dict[str, Landscape], sharp: dict[str, float]) -> Table:

@@ -45,7 +45,7 @@ N_LOOKS = {"local": 10, "paper": 50}
 def _vision(name: str) -> Vision:
     found = next(problem.run for problem in fig2.PROBLEMS if problem.name == name)
     assert isinstance(found, Vision)
-    return found
+    return replace(found, recipe=replace(fig2.RECIPE, telemetry=True))
 
 
 VISION = {

@@ -188,6 +188,31 @@ def test_a_loss_without_curvature():
     assert found.largest == [0.0] and found.trace == 0.0
 
 
+class Counted(nn.Linear):
+    """How often it was called: once for every product and batch."""
+
+    n_calls = 0
+
+    def forward(self, x):
+        self.n_calls += 1
+        return super().forward(x)
+
+
+def test_a_coarse_tolerance_takes_fewer_products():
+    """Of a spectrum whose largest values lie close together, where the iteration is slow."""
+    torch.manual_seed(0)
+    sizes = torch.linspace(1, 2, 400, dtype=torch.float64).sqrt()
+    x, y = torch.diag(sizes), torch.zeros(400, 1, dtype=torch.float64)
+    found = {}
+    for tolerance in (None, 1e-2):
+        model = Counted(400, 1, bias=False, dtype=torch.float64)
+        options = {"n_largest": 1, "n_smallest": 0, "n_samples": 2, "tolerance": tolerance}
+        found[tolerance] = sharpness(model, nn.MSELoss(reduction="sum"), [(x, y)], **options).largest[0], model.n_calls
+    assert found[None][0] == pytest.approx(4.0, rel=DOUBLE)
+    assert found[1e-2][0] == pytest.approx(4.0, rel=1e-2)
+    assert found[1e-2][1] < found[None][1] / 2
+
+
 def test_the_seed_decides_the_trace():
     model, batches, _ = least_squares()
     options = {"n_largest": 1, "n_smallest": 0, "n_samples": 3}
@@ -215,6 +240,8 @@ def broken(model):
         ),
         ({"n_largest": 0}, "0 largest"),
         ({"n_samples": 1}, "1 samples have no standard error; take 2 or more"),
+        ({"tolerance": 1e-11}, "tolerance is 1e-11; it must be at least 1e-10, of that precision, and below 1"),
+        ({"tolerance": 1.0}, "tolerance is 1.0"),
         ({"loss": nn.MSELoss(reduction="none")}, "the loss MSELoss has no `reduction` of 'mean' or 'sum'"),
         ({"batches": []}, "batches must be a collection that is gone through many times"),
         ({"batches": iter([(torch.ones(1, 6), torch.ones(1, 1))])}, "batches must be a collection"),

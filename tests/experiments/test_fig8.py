@@ -44,7 +44,6 @@ def test_rates_are_those_that_fig2_chose(pytestconfig):
         assert spec.default["lr"] == (fine_tuning.LOCAL_RATES[name] if preset == "local" else fig2.LR["paper"])
 
 
-@pytest.mark.slow
 def test_landscapes(ran):
     out = ran / "fig8"
     landscapes, sharp = fig8.read_landscapes(out)
@@ -61,7 +60,6 @@ def test_landscapes(ran):
     assert page.count("<svg") >= 3 and "vegaEmbed" in page
 
 
-@pytest.mark.slow
 def test_what_is_there_is_not_done_again(ran, data):
     out = ran / "fig8"
     points = {path: path.read_bytes() for path in (out / "landscapes").glob("*/*.jsonl")}
@@ -75,7 +73,6 @@ def test_what_is_there_is_not_done_again(ran, data):
     assert json.loads((out / fig8.SHARPNESS).read_text()) == eigenvalues
 
 
-@pytest.mark.slow
 def test_snapshots_that_are_gone_are_named(ran, data, tmp_path):
     out = tmp_path / "fig8"
     shutil.copytree(ran / "fig8", out)
@@ -87,7 +84,6 @@ def test_snapshots_that_are_gone_are_named(ran, data, tmp_path):
     assert "fig8-local-rmsprop" in done.stderr.strip().splitlines()[-1]
 
 
-@pytest.mark.slow
 def test_similarities(ran):
     records = read(ran / "fig9", pytest.fail)
     assert len(records) == 2

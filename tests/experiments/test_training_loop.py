@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn import functional
 from training_cases import BATCH_SIZE, LR, Digits, factory, keeping, network, noisy, plain, scaled, train, weights
 
+from frankenstein.analysis.telemetry import Telemetry
 from frankenstein.compare.catalog import catalog
 from frankenstein.compare.optimizers import Factory, OptimizerSpec
 from frankenstein.compare.problems.problem import Budget
@@ -346,6 +347,28 @@ def test_refusals(start, recipe, message):
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="for machines without a GPU")
+def test_the_curve_has_what_the_rule_did():
+    """As `Telemetry` says it of a loop by hand; the training is the same, and other optimizers have none."""
+    watched, measured = by_the_loop(Recipe(telemetry=True), name="frankenstein")
+    alone, before = by_the_loop(Recipe(), name="frankenstein")
+    assert all(torch.equal(watched[name], alone[name]) for name in alone)
+    names = [name for name in measured.curve if name.startswith("telemetry/0/")]
+    assert measured.curve.keys() - set(names) == before.curve.keys() and len(names) > 40
+    torch.manual_seed(0)
+    task = plain(0, BUDGET)
+    optimizer = factory("frankenstein")(task.model.parameters())
+    with Telemetry(optimizer, every=5) as telemetry:
+        batches = chain.from_iterable(task.batches(epoch, 0, 0, 1) for epoch in range(25))
+        for _, (x, y) in zip(range(25), batches, strict=False):
+            optimizer.zero_grad()
+            functional.cross_entropy(task.model(x), y).backward()
+            optimizer.step()
+    expected = telemetry.curves(measured.curve["step"])
+    assert expected["telemetry/0/rho_q50"][0] is None and expected["telemetry/0/rho_q50"][-1] > 0
+    assert {name: measured.curve[name] for name in names} == {name: expected[name] for name in names}
+    assert by_the_loop(Recipe(telemetry=True), name="adam")[1].curve.keys() == before.curve.keys()
+
+
 def test_no_gpu():
     with pytest.raises(ExperimentError, match="torch sees none here; run it on the CPU"):
         by_the_loop(Recipe(), budget=Budget(2, 1, "test", device="cuda"))

@@ -77,6 +77,8 @@ class Recipe:
         parallel: What several processes do: "ddp": each has the whole model; "fsdp": they share parameters, gradients
             and the optimizer's state.
         checkpoint_seconds: So much training may be lost by a kill, where the budget has a folder; 0: keep every step.
+        telemetry: Whether the curve gets what the rule did at the step before each evaluation, in columns
+            `telemetry/GROUP/NAME` (`frankenstein.analysis.telemetry`), where the optimizer is Frankenstein.
 
     Raises:
         ExperimentError: A value that is not allowed.
@@ -88,6 +90,7 @@ class Recipe:
     clip_norm: float | None = None
     parallel: Literal["ddp", "fsdp"] = "ddp"
     checkpoint_seconds: float = 60.0
+    telemetry: bool = False
 
     def __post_init__(self) -> None:
         for name, allowed in (("precision", PRECISIONS), ("parallel", PARALLEL)):

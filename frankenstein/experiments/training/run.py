@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from statistics import fmean
@@ -25,6 +26,7 @@ from frankenstein.experiments.training.checkpoint import Checkpoints, load_train
 from frankenstein.experiments.training.loop import Look, Recipe, Task
 from frankenstein.experiments.training.processes import accelerated, distributed
 from frankenstein.experiments.training.progress import Progress, Reporter
+from frankenstein.torch import Frankenstein
 
 
 def train(
@@ -95,6 +97,7 @@ class _Run:
         self.lrs = [group["lr"] for group in self.optimizer.param_groups]
         self.ticks = step_ticks(self.optimizer)
         self.past = _Past()
+        self.rule: dict[str, float | None] = {}  # what it did in the latest step, where that was noted
         self.checkpoints = None
         if budget.folder:
             identity = _identity(task, recipe, make_optimizer, seed, budget)
@@ -173,8 +176,23 @@ class _Run:
                 loss: Any = self.optimizer.step(closure)  # type: ignore[arg-type]
         else:
             loss = closure()
-            self.stepping.step()
+            with self.watched():
+                self.stepping.step()
         return float(loss)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Note what the rule does in the step that is taken meanwhile, if an evaluation follows it."""
+        is_wanted = self.recipe.telemetry and self.past.here.step + 1 in self.eval_steps
+        if not is_wanted or not isinstance(self.optimizer, Frankenstein):
+            yield
+            return
+        from frankenstein.analysis.telemetry import Telemetry
+
+        with Telemetry(self.optimizer, every=1) as telemetry:
+            yield
+        seen = telemetry.curves()  # of no step, where the loss scale was too large for it
+        self.rule = {name: values[-1] for name, values in seen.items() if name != "step" and values}
 
     def backward(self, piece: Any, i: int) -> Tensor:
         """Add the gradient on piece number `i`; return the loss."""
@@ -211,8 +229,11 @@ class _Run:
             "wait_share": wait_share,
         }
         past.evaluated, past.losses = past.here, []
-        for name, value in {"step": past.here.step, **point, **numbers}.items():
-            past.curve.setdefault(name, []).append(value)
+        point = {"step": past.here.step, **point, **numbers, **self.rule}
+        self.rule = {}
+        n_before = len(past.curve.get("step", []))
+        for name in past.curve | point:
+            past.curve.setdefault(name, [None] * n_before).append(point.get(name))
         self.watch(-1)
         return numbers["score"]
 
