@@ -34,12 +34,12 @@ SETTINGS = ((5, 1), (5, 5), (20, 1), (20, 5))
 TARGETS = {"local": (0.7, 0.95, 0.3, 0.3), "paper": (0.98, 0.99, 0.94, 0.98)}
 LOCAL = FewShot(5, 5, n_queries=5, meta_batch=8, n_filters=16, inner_lr=0.4, n_inner=(1, 3), n_scored=100)
 LOCAL_20 = replace(LOCAL, n_ways=20, meta_batch=4, n_scored=30)
-LOCAL_STEPS = 500
+LOCAL_STEPS = 700
 OTHERS = (
-    (replace(LOCAL, is_first_order=True), LOCAL_STEPS // 2),
-    (replace(LOCAL, n_shots=1), 100),
-    (replace(LOCAL_20, n_shots=1), 60),
-    (LOCAL_20, 30),
+    (replace(LOCAL, is_first_order=True), 200),
+    (replace(LOCAL, n_shots=1), 80),
+    (replace(LOCAL_20, n_shots=1), 40),
+    (LOCAL_20, 20),
 )
 """The other local settings, and the steps of each: shorter, and with one seed."""
 
