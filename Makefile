@@ -19,8 +19,8 @@ lint: .venv/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-unit: .venv/dev.stamp ## a test that hangs fails after five minutes and says where; the longest takes one
-	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not slow" --timeout 300 -o faulthandler_timeout=330 \
+unit: .venv/dev.stamp ## a test that hangs fails after ten minutes and says where; the longest takes one
+	$(BIN)/pytest --numprocesses 2 --dist loadfile -m "not slow" --timeout 600 -o faulthandler_timeout=630 --durations 20 \
 	  --cov --cov-report=term:skip-covered
 
 docs: .venv/dev.stamp ## build the docs site strictly, into site/

@@ -11,7 +11,7 @@ from relaxation_blocks import notes
 
 from frankenstein.compare.report.formats import markdown
 from frankenstein.compare.store.records import Format, Record, read
-from frankenstein.experiments import fig1, fig2, fig3, fig5, fig10, table1, table6
+from frankenstein.experiments import fig1, fig2, fig3, fig4, fig5, fig8, fig9, fig10, table1, table6
 from frankenstein.experiments.experiment import Findings
 from frankenstein.experiments.fig1_descent import DESCENTS
 from frankenstein.experiments.fig10_runs import RUNS
@@ -22,7 +22,10 @@ NETWORKS: dict[str, Any] = {
     "table1": table1,
     "fig2": fig2,
     "fig3": fig3,
+    "fig4": fig4,
     "fig5": fig5,
+    "fig8": fig8,
+    "fig9": fig9,
     "table6": table6,
 }
 OTHERS: dict[str, tuple[Any, Format]] = {"fig1": (fig1, DESCENTS), "fig10": (fig10, RUNS)}
@@ -44,7 +47,8 @@ def findings(name: str) -> Findings:
         found: Findings = OTHERS[name][0].findings(records(name))
     else:
         problems = [problem.name for problem in NETWORKS[name].PROBLEMS]
-        found = NETWORKS[name].findings(summaries(records(name), problems))
+        more = fig8.read_landscapes(RECORDS / name) if name == "fig8" else ()
+        found = NETWORKS[name].findings(summaries(records(name), problems), *more)
     return found
 
 
