@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,12 @@ import torch
 from hypothesis import settings
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+ARGUMENTS = [  # no display, no GPU, and no requests of its own
+    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
+    *("--disable-sync", "--no-first-run", "--disable-quic"),
+]
 
 torch.set_num_threads(1)  # tensors here are small: on a busy machine a thread pool only waits for its own threads
 
@@ -30,3 +37,16 @@ def ranks(tmp_path_factory):
 
     with Ranks(tmp_path_factory.mktemp("ranks")) as ranks:
         yield ranks
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """Chromium, by Playwright."""
+    api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip(f"needs a browser: {', '.join(BROWSERS)}")
+    with api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
+        yield started
+        started.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 import time
 
 import numpy as np
@@ -13,13 +12,6 @@ from made_records import made_records
 from frankenstein.compare import report
 from frankenstein.compare.results.summary import summarise
 
-sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
-
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-ARGUMENTS = [
-    *("--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-component-update"),
-    *("--disable-sync", "--no-first-run", "--disable-quic"),
-]
 DESK = {"width": 1400, "height": 900}
 PHONE = {"width": 360, "height": 640}
 TALL = {"width": 1400, "height": 6000}  # everything is near the screen, so everything is drawn
@@ -28,17 +20,6 @@ REFERENCE = {"title": "a published run", "source": "Someone 2021", "step": [0, 1
 IS_DRAWN = """() => !document.querySelector("main").hasAttribute("aria-busy") &&
     [...document.querySelectorAll(".view:not([hidden]) .plot")].every(plot => plot.querySelector("svg") ||
         plot.getBoundingClientRect().top > innerHeight)"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    path = next(filter(None, map(shutil.which, NAMES)), None)
-    if path is None:
-        pytest.skip(f"needs a browser: {', '.join(NAMES)}")
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
-        yield started
-        started.close()
 
 
 @pytest.fixture(scope="module")

@@ -101,7 +101,8 @@ def _spec(landscape: Landscape, metric: str, is_log: bool, frame: list[tuple[flo
     steps = sorted({step for track in landscape.about.tracks.values() for step in track.steps})
     layers = [*_heat_map(landscape, metric, is_log, frame), _contour_layer(), *_track_layers(landscape)]
     spec: Spec = {"width": WIDTH, "height": HEIGHT, "layer": layers}
-    spec["resolve"] = {"scale": {"color": "independent"}}
+    # Legends of fills on their own: the way of a training has one by its stroke, and Vega would warn of the two.
+    spec["resolve"] = {"scale": {"color": "independent"}, "legend": {"fill": "independent"}}
     if len(steps) > 1:
         stride = math.gcd(*np.diff(steps).tolist())
         bind = {"input": "range", "min": steps[0], "max": steps[-1], "step": stride, "name": "up to step "}
