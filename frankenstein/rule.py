@@ -220,7 +220,8 @@ def gradient_limit(xp: Any, dtype: Any, eps: float = 1e-8) -> float:
     Within it the *factors* are finite (at the first step, where `lr` stands for x, if `lr >= eps`). The second moment
     may become -inf, after a jump of the gradient by many decades: the next maximum repairs it.
     """
-    return math.sqrt(float(xp.finfo(dtype).max)) * min(1.0, math.sqrt(eps))
+    largest = math.sqrt(float(xp.finfo(dtype).max))
+    return largest * (min(1.0, math.sqrt(eps)) if isinstance(eps, Real) else xp.sqrt(xp.clip(eps, 0.0, 1.0)))
 
 
 def _plain(scalar: Scalar) -> Scalar:

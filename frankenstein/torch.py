@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
-from numbers import Real
 from typing import Any, Literal
 
 import torch
@@ -14,13 +12,13 @@ from torch.optim.optimizer import Optimizer, ParamsT, _use_grad_for_differentiab
 from frankenstein import kernels
 from frankenstein.kernels import state as formats
 from frankenstein.kernels.plain import compute_dtype, is_usable, real
+from frankenstein.options import check_numbers
 from frankenstein.rule import STATE_KEYS, Rule, as_rule, gradient_limit, rule_config
 from frankenstein.torch_checkpoint import check_codes, check_shapes, translated
 
 __all__ = ["Frankenstein"]
 
 NONFINITE = ("propagate", "skip", "raise")
-MIN_EPS = torch.finfo(torch.float32).tiny  # a smaller eps is 0 in float32, and then 0 / 0
 HOW_TO_STEP = ("foreach", "fused", "capturable")  # what the machine decides, not the checkpoint
 
 
@@ -312,13 +310,7 @@ def _check_options(options: Mapping[str, Any]) -> None:
         if lr.numel() != 1:
             raise ValueError(f"Invalid lr: a tensor of {lr.numel()} elements; Tensor lr must be 1-element")
         lr = 0.0 if lr.is_meta else lr.item()  # a meta tensor has no value yet
-    _check_number("lr", lr, 0.0, math.inf, "a finite number >= 0")
-    _check_number(
-        "eps", options["eps"], MIN_EPS, math.inf, f"a finite number >= {MIN_EPS:.2g} (smaller is 0 in float32)"
-    )
-    _check_number("momentum", options["momentum"], 0.0, 1.0, "a number in [0, 1)")
-    _check_number("base_lr", options["base_lr"], math.ulp(0.0), math.inf, "a finite number > 0")
-    _check_number("weight_decay", options["weight_decay"], 0.0, math.inf, "a finite number >= 0")
+    check_numbers(lr=lr, **{name: options[name] for name in ("eps", "momentum", "base_lr", "weight_decay")})
     as_rule(options["rule"])
     if options["nonfinite"] not in NONFINITE:
         raise ValueError(f"Invalid nonfinite: {options['nonfinite']!r}; allowed are {', '.join(map(repr, NONFINITE))}")
@@ -346,9 +338,3 @@ def _check_together(options: Mapping[str, Any]) -> None:
         raise RuntimeError(f"`differentiable` needs state_dtype='float32', not {options['state_dtype']!r}")
     if options["capturable"] and options["nonfinite"] == "raise":
         raise RuntimeError("`capturable` excludes nonfinite='raise', which waits for the device; take 'skip'")
-
-
-def _check_number(name: str, value: Any, low: float, high: float, allowed: str) -> None:
-    """`low <= value < high`, and a number: a string or a bool is a slip in some configuration file."""
-    if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) < high:
-        raise ValueError(f"Invalid {name}: {value!r}; allowed is {allowed}")
