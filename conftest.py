@@ -5,8 +5,9 @@ from importlib.util import find_spec
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
-# To import these is to load timm or Lightning, and with them torchvision, which does not load beside every torch.
-collect_ignore = ["frankenstein/timm.py", "frankenstein/analysis/landscape/lightning.py"]
+# To import these is to load timm or Lightning, and with them torchvision, which does not load beside every torch; or
+# Keras, which then has taken its backend.
+collect_ignore = ["frankenstein/timm.py", "frankenstein/analysis/landscape/lightning.py", "frankenstein/keras.py"]
 if find_spec("triton") is None:
     collect_ignore.append("frankenstein/kernels/cuda_rule.py")
 

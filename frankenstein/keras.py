@@ -9,8 +9,10 @@ from typing import Any
 try:
     import keras
     from keras import ops
-except ModuleNotFoundError as error:  # Keras itself, or the backend that it was told to use
-    needs = f"frankenstein.keras needs {error.name}; pip install '.[keras]' (in the checkout) and a backend"
+except ModuleNotFoundError as error:
+    needs = "frankenstein.keras needs Keras; pip install '.[keras]' (in the checkout), and torch or JAX"
+    if error.name != "keras":
+        needs = f"Keras needs {error.name} as it is set; install that, or set KERAS_BACKEND to torch or jax beforehand"
     raise ImportError(needs, name=error.name) from error
 
 import numpy as np

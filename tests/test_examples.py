@@ -16,7 +16,10 @@ EXAMPLES = sorted(path for path in FOLDER.glob("*.py") if path.name not in MODUL
 EXPECTED = {
     "accelerate_loop.py": r"after 20 epochs: 0\.9[5-9]\d\nbytes of state for each parameter: 4\.\d",
     "ase_relax.py": r"Frankenstein\s+(1\d|2[0-5]) force calls, 5\.47\d eV, converged: True",
+    "equinox_mlp.py": r"test accuracy after 20 epochs: 0\.9[5-9]\d",
+    "flax_nnx.py": r"test accuracy after 20 epochs: 0\.9[5-9]\d",
     "hf_trainer.py": r"optimizer: Frankenstein\ntest accuracy after 10 epochs: 0\.9\d\d",
+    "keras_digits.py": r"backend torch, 560 steps, test accuracy 0\.9[5-9]\d",
     "lightning_module.py": r"test accuracy of the averaged weights: 0\.9[5-9]\d",
     "timm_train.py": r"Frankenstein, \d+ parameter groups\ntest accuracy after 4 epochs: 0\.9[5-9]\d",
     "torch_digits.py": r"test accuracy after 20 epochs: 0\.9[5-9]\d",

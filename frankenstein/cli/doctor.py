@@ -47,6 +47,8 @@ PACKAGES = (
     ("mlflow-skinny", "compare --mlflow", "live"),
     ("pyarrow", "export to Parquet", "export"),
     ("jax", "the rule on JAX arrays", "jax"),
+    ("optax", "the optimizer for JAX", "jax"),
+    ("keras", "the optimizer for Keras", "keras"),
 )
 
 
