@@ -18,8 +18,7 @@ images, labels = jnp.asarray(images[order] / 16, "float32"), jnp.asarray(labels[
 train, test = slice(0, 1400), slice(1400, None)
 
 model = eqx.nn.MLP(64, 10, width_size=128, depth=1, key=jax.random.key(0))
-is_matrix = lambda params: jax.tree.map(lambda one: one.ndim > 1, params)
-optimizer = frankenstein(1e-3, weight_decay=1e-2, mask=is_matrix)
+optimizer = frankenstein(1e-3, weight_decay=1e-2, mask=lambda params: jax.tree.map(lambda one: one.ndim > 1, params))
 state = optimizer.init(eqx.filter(model, eqx.is_array))  # activations are leaves of the model, too
 
 

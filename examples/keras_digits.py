@@ -17,7 +17,7 @@ from frankenstein.keras import Frankenstein
 
 keras.utils.set_random_seed(0)
 images, labels = load_digits(return_X_y=True)
-order = np.random.permutation(len(images))
+order = np.random.default_rng(0).permutation(len(images))
 images, labels = images[order].astype("float32") / 16, labels[order]
 train, test = slice(0, 1400), slice(1400, None)
 
