@@ -36,7 +36,7 @@ class FrankensteinState(NamedTuple):
         squared_grad: Squared gradient of the step before; 0 before the first step.
     """
 
-    count: jax.Array
+    count: jax.Array  # type: ignore[assignment]  # the method of tuples is of no use here
     momentum_buffer: ArrayTree
     second_moment: ArrayTree
     squared_grad: ArrayTree
@@ -93,7 +93,8 @@ def frankenstein(
     _check(learning_rate, eps=eps, momentum=momentum, base_lr=base_lr, weight_decay=weight_decay)
     constants = {"eps": eps, "momentum": momentum, "base_lr": base_lr}
     step = partial(_step, constants=constants, rule=as_rule(rule), skip_nonfinite=skip_nonfinite)
-    has_decay = not isinstance(weight_decay, Real) or weight_decay != 0
+    decay: Any = weight_decay  # traced, where it is injected
+    has_decay = not isinstance(decay, Real) or decay != 0
 
     def init_fn(params: ArrayTree) -> FrankensteinState:
         buffers = (_map(lambda param: jnp.zeros_like(param, _at_least_float32(param)), params) for _ in range(3))
@@ -110,7 +111,7 @@ def frankenstein(
         deltas, *buffers = (_map(lambda _, one, i=i: one[i], updates, moved) for i in range(4))
         if has_decay:
             decays = jax.tree.map(lambda _: True, params) if mask is None else mask(params) if callable(mask) else mask
-            deltas = _decayed(deltas, params, decays, lr, weight_decay)
+            deltas = _decayed(deltas, params, decays, lr, decay)
         deltas = _map(lambda delta, grad: delta.astype(grad.dtype), deltas, updates)
         return deltas, FrankensteinState(_next(count), *buffers)
 

@@ -211,7 +211,7 @@ def init(xp: Any, params: Array) -> State:
     return State(xp.zeros_like(params), xp.zeros_like(params), xp.zeros_like(params))
 
 
-def gradient_limit(xp: Any, dtype: Any, eps: float = 1e-8) -> float:
+def gradient_limit(xp: Any, dtype: Any, eps: Scalar = 1e-8) -> Scalar:
     """Return the largest |gradient| for which no factor overflows: `sqrt(max * eps)`, for eps above 1 `sqrt(max)`.
 
     With the default eps that is 1.8e15 in float32 and 1.3e150 in float64. Beyond it the ratio of eq. 10, or the squared

@@ -122,6 +122,14 @@ EXPERIMENTS: dict[str, Experiment] = {
             "frankenstein.experiments.fig5",
         ),
         Experiment(
+            "fig7",
+            "a network becomes the ground state of the J1-J2 model: ten optimizers, three lattices",
+            "15 min",
+            ("torch", "pytorch_optimizer", "scipy", *_REPORT),
+            "experiments",
+            "frankenstein.experiments.fig7",
+        ),
+        Experiment(
             "fig8",
             "the ways of six optimizers through the landscape of a fine-tuning",
             "15 min",
