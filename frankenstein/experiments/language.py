@@ -149,6 +149,10 @@ def _encoded(dataset: str, folder: Path | None, network: Path, max_length: int) 
     return encode(_table(dataset, folder), tokenizer(network), max_length)
 
 
+_BEFORE: dict[tuple[Instructions, str, tuple[int, ...]], list[str]] = {}
+"""What the network says before a training, which is the same before all of this process's."""
+
+
 class Tuning:
     """One training at one seed; what the loop asks for."""
 
@@ -188,10 +192,13 @@ class Tuning:
     def samples(self) -> list[dict[str, str]]:
         """Return a few held-out instructions, the answers of the data set, and the network's before and after."""
         self.model.eval()
-        with self.model.disable_adapter():
-            before = [self.answer(sample) for sample in self.parts.scored[:N_SHOWN]]
+        shown = tuple(self.parts.scored[:N_SHOWN])
+        begin = (self.run, self.run.weights().sha256, shown)
+        if begin not in _BEFORE:
+            with self.model.disable_adapter():
+                _BEFORE[begin] = [self.answer(sample) for sample in shown]
         found = []
-        for sample, said in zip(self.parts.scored, before, strict=False):
+        for sample, said in zip(shown, _BEFORE[begin], strict=True):
             row = _table(self.run.dataset, data_folder()).rows[self.encoded.rows[sample]]
             asked = {"instruction": row["instruction"], "input": row["input"], "expected": row["output"]}
             found.append({**asked, "before": said, "after": self.answer(sample)})
