@@ -11,7 +11,7 @@ from relaxation_blocks import notes
 
 from frankenstein.compare.report.formats import markdown
 from frankenstein.compare.store.records import Format, Record, read
-from frankenstein.experiments import fig1, fig2, fig3, fig4, fig5, fig8, fig9, fig10, table1, table6
+from frankenstein.experiments import fig1, fig2, fig3, fig4, fig5, fig7, fig8, fig9, fig10, table1, table6
 from frankenstein.experiments.experiment import Findings
 from frankenstein.experiments.fig1_descent import DESCENTS
 from frankenstein.experiments.fig10_runs import RUNS
@@ -24,6 +24,7 @@ NETWORKS: dict[str, Any] = {
     "fig3": fig3,
     "fig4": fig4,
     "fig5": fig5,
+    "fig7": fig7,
     "fig8": fig8,
     "fig9": fig9,
     "table6": table6,
