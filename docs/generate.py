@@ -32,6 +32,7 @@ from relaxation_blocks import findings
 from speed_blocks import BLOCKS as SPEED_BLOCKS
 from speed_blocks import large_step_cost
 from state_blocks import BLOCKS as STATE_BLOCKS
+from telemetry_blocks import BLOCKS as TELEMETRY_BLOCKS
 
 from frankenstein.compare import report
 from frankenstein.compare.report import Loaded, charts, formats, tables, words
@@ -278,6 +279,7 @@ def block(name: str) -> str:
         **RELAXATION_BLOCKS,
         **SPEED_BLOCKS,
         **STATE_BLOCKS,
+        **TELEMETRY_BLOCKS,
     }
     return makers[name]()
 
