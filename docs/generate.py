@@ -27,6 +27,7 @@ from network_blocks import BLOCKS as NETWORK_BLOCKS
 from network_blocks import NAMES as NETWORK_NAMES
 from network_blocks import findings as network_findings
 from optimizer_table import optimizers_markdown
+from optax_blocks import BLOCKS as OPTAX_BLOCKS
 from relaxation_blocks import BLOCKS as RELAXATION_BLOCKS
 from relaxation_blocks import findings
 from speed_blocks import BLOCKS as SPEED_BLOCKS
@@ -276,6 +277,7 @@ def block(name: str) -> str:
         "alignment-errors": alignment_table,
         "optimizer-rules": optimizers_markdown,
         **NETWORK_BLOCKS,
+        **OPTAX_BLOCKS,
         **RELAXATION_BLOCKS,
         **SPEED_BLOCKS,
         **STATE_BLOCKS,

@@ -21,17 +21,20 @@ EXPECTED = {
     "hf_trainer.py": r"optimizer: Frankenstein\ntest accuracy after 10 epochs: 0\.9\d\d",
     "keras_digits.py": r"backend torch, 560 steps, test accuracy 0\.9[5-9]\d",
     "lightning_module.py": r"test accuracy of the averaged weights: 0\.9[5-9]\d",
+    "netket_vmc.py": r"Frankenstein +-[78]\.\d+ .*\nAdam .*\nSGD with stochastic reconfiguration +-[78]\.\d+",
     "timm_train.py": r"Frankenstein, \d+ parameter groups\ntest accuracy after 4 epochs: 0\.9[5-9]\d",
     "torch_digits.py": r"test accuracy after 20 epochs: 0\.9[5-9]\d",
 }
-# Warnings that are Lightning's own: of its use of torch, and advice that depends on the machine.
+# Warnings that are Lightning's own: of its use of torch, and advice that depends on the machine; and Keras's own: of its
+# variables, where numpy reads them.
 IGNORED = {
+    "keras_digits.py": ["__array__ implementation doesn't accept a copy keyword:DeprecationWarning"],
     "lightning_module.py": [
         "`isinstance(treespec, LeafSpec)` is deprecated:FutureWarning:lightning.pytorch.utilities._pytree",
         "The `srun` command is available on your system:UserWarning",
         "The 'train_dataloader' does not have many workers:UserWarning",
         "GPU available but not used:UserWarning",
-    ]
+    ],
 }
 NEEDS_TORCHVISION = {"hf_trainer.py", "lightning_module.py", "timm_train.py"}
 RUN = (
