@@ -26,8 +26,8 @@ from typing import Any
 from network_blocks import BLOCKS as NETWORK_BLOCKS
 from network_blocks import NAMES as NETWORK_NAMES
 from network_blocks import findings as network_findings
-from optimizer_table import optimizers_markdown
 from optax_blocks import BLOCKS as OPTAX_BLOCKS
+from optimizer_table import optimizers_markdown
 from relaxation_blocks import BLOCKS as RELAXATION_BLOCKS
 from relaxation_blocks import findings
 from speed_blocks import BLOCKS as SPEED_BLOCKS

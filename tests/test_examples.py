@@ -25,8 +25,8 @@ EXPECTED = {
     "timm_train.py": r"Frankenstein, \d+ parameter groups\ntest accuracy after 4 epochs: 0\.9[5-9]\d",
     "torch_digits.py": r"test accuracy after 20 epochs: 0\.9[5-9]\d",
 }
-# Warnings that are Lightning's own: of its use of torch, and advice that depends on the machine; and Keras's own: of its
-# variables, where numpy reads them.
+# Warnings that are Lightning's own: of its use of torch, and advice that depends on the machine; and Keras's own: of
+# its variables, where numpy reads them.
 IGNORED = {
     "keras_digits.py": ["__array__ implementation doesn't accept a copy keyword:DeprecationWarning"],
     "lightning_module.py": [

@@ -36,7 +36,7 @@ SGD_LR = 1.0
 SUCCESS = (1e-3, 1e-6)  # relative errors of the energy
 WORST = 2.0  # of any state: the spectrum is not symmetric, but nearly
 PAPER_STEPS = 10_000
-LOCAL = (((3, 3, False), 2000), ((3, 4, False), 1000), ((4, 4, True), 500))
+LOCAL = (((3, 3, False), 2000), ((3, 4, False), 800), ((4, 4, True), 400))
 """Rows, columns, and whether it is the sector of zero magnetisation only; steps."""
 
 PAPER = ((3, 3, False), (3, 4, False), (4, 4, False), (4, 4, True))
