@@ -199,7 +199,7 @@ def _distribution(summary: ProblemSummary, styles: Sequence[Look]) -> Chart:
         row = summary.row(look.optimizer)
         errors = _errors(row) if row else np.array([])
         points += [
-            {"optimizer": look.label, "error": float(f"{max(error, 1e-12):.4g}"), "share": (i + 1) / len(errors)}
+            {"optimizer": look.label, "error": float(f"{max(error, 1e-16):.4g}"), "share": (i + 1) / len(errors)}
             for i, error in enumerate(errors)
         ]
     labels, colours, dashes = (list(one) for one in zip(*((s.label, s.colour, s.dash) for s in styles), strict=True))
