@@ -41,6 +41,7 @@ N_RECOMPUTE = {"local": 250, "paper": 1000}  # training images from which BatchN
 N_SHARP = 128  # training images of whose loss the Hessian is taken
 N_PROBES = 2  # random vectors for its trace, which is not shown
 TOLERANCE = 1e-2  # of its largest eigenvalue: those of different trainings lie further apart
+TRIED_TOLERANCE = 0.5  # where a configuration is only tried (`--steps`)
 IMAGES_PER_STEP = 10  # at most, where a configuration is only tried (`--steps`)
 
 
@@ -180,6 +181,7 @@ def _sharpness(trained: dict[str, Path], options: Options) -> dict[str, float]:
         model = model or fine_tuning.VISION[options.preset].made()
         snapshots.load(model, last.step)
         n_images = _tried(N_SHARP, options.preset, IMAGES_PER_STEP)
+        is_whole = n_steps(fine_tuning.STEPS[options.preset]) == fine_tuning.STEPS[options.preset]
         shown = fine_tuning.batches(options.preset, "train", n_images, "cpu")
         seen = sharpness(
             model,
@@ -188,7 +190,7 @@ def _sharpness(trained: dict[str, Path], options: Options) -> dict[str, float]:
             n_largest=1,
             n_smallest=0,
             n_samples=N_PROBES,
-            tolerance=TOLERANCE,
+            tolerance=TOLERANCE if is_whole else TRIED_TOLERANCE,
         )
         known[name] = {"weights": last.checksum, "largest": seen.largest[0]}
         path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
