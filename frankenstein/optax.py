@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 try:
     import jax
     import jax.numpy as jnp
-    from optax import GradientTransformationExtraArgs
+    from optax import GradientTransformationExtraArgs, safe_increment
 except ModuleNotFoundError as error:
     if error.name not in ("jax", "optax"):
         raise
@@ -77,8 +77,9 @@ def frankenstein(
             move nor change their state.
 
     Raises:
-        TypeError: The learning rate is something else, or the rule's preset is named by no text.
-        ValueError: An argument is outside its range; or weight decay is not 0, and `update` is given no parameters.
+        TypeError: The learning rate is something else.
+        ValueError: An argument is outside its range, or the rule is none; or weight decay is not 0, and `update` is
+            given no parameters.
 
     Examples:
         >>> import jax.numpy as jnp, optax
@@ -113,7 +114,7 @@ def frankenstein(
             decays = jax.tree.map(lambda _: True, params) if mask is None else mask(params) if callable(mask) else mask
             deltas = _decayed(deltas, params, decays, lr, decay)
         deltas = _map(lambda delta, grad: delta.astype(grad.dtype), deltas, updates)
-        return deltas, FrankensteinState(_next(count), *buffers)
+        return deltas, FrankensteinState(safe_increment(count), *buffers)
 
     return GradientTransformationExtraArgs(init_fn, update_fn)
 
@@ -186,8 +187,3 @@ def _decayed(deltas: ArrayTree, params: ArrayTree, decays: ArrayTree, lr: Any, w
         return _map(decayed, delta, param) if decays else delta
 
     return jax.tree.map(part, decays, deltas, params)
-
-
-def _next(count: jax.Array) -> jax.Array:
-    """Return the count plus one; the largest number stays."""
-    return jnp.where(count < jnp.iinfo(count.dtype).max, count + 1, count)

@@ -6,7 +6,7 @@ import math
 from numbers import Real
 from typing import Any
 
-__all__ = ["MIN_EPS", "check_number", "check_numbers"]
+__all__ = ["check_numbers"]
 
 MIN_EPS = 2.0**-126  # the smallest normal float32: a smaller eps is 0 there, and then 0 / 0
 
@@ -27,14 +27,10 @@ def check_numbers(**numbers: Any) -> None:
         ValueError: One is outside its range; the message names the first.
     """
     for name, value in numbers.items():
-        check_number(name, value, *_ALLOWED[name])
+        _check(name, value, *_ALLOWED[name])
 
 
-def check_number(name: str, value: Any, low: float, high: float, allowed: str) -> None:
-    """Check that `low <= value < high`, and that it is a number: a string or a bool is a slip in some configuration.
-
-    Raises:
-        ValueError: It is not.
-    """
+def _check(name: str, value: Any, low: float, high: float, allowed: str) -> None:
+    """Check that `low <= value < high`, and that it is a number: a string or a bool is a slip in some configuration."""
     if isinstance(value, bool) or not isinstance(value, Real) or not low <= float(value) < high:
         raise ValueError(f"Invalid {name}: {value!r}; allowed is {allowed}")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-
 import pytest
 from relax_cases import write_clusters
 
@@ -12,22 +10,8 @@ from frankenstein.structures import charts
 from frankenstein.structures.session import ALL_REASONS
 from frankenstein.structures.terminal import progress
 
-NAMES = ("chromium", "chromium-browser", "google-chrome")
-ARGUMENTS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--no-first-run"]
 IS_DRAWN = """() => !document.querySelector("main").hasAttribute("aria-busy") &&
     [...document.querySelectorAll(".plot")].every(plot => plot.querySelector("svg"))"""
-
-
-@pytest.fixture(scope="module")
-def browser():
-    sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
-    path = next(filter(None, map(shutil.which, NAMES)), None)
-    if path is None:
-        pytest.skip(f"needs a browser: {', '.join(NAMES)}")
-    with sync_api.sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=path, args=ARGUMENTS)
-        yield started
-        started.close()
 
 
 @pytest.mark.parametrize("compare", [(), ("--compare", "fire,cg")], ids=["alone", "compared"])
