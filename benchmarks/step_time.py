@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, AdamW, Optimizer
 
+from frankenstein import library
 from frankenstein.compare.store.provenance import provenance
 from frankenstein.kernels import cpu
 from frankenstein.torch import Frankenstein
@@ -268,7 +269,7 @@ def machine() -> dict[str, Any]:
     caches = Path("/sys/devices/system/cpu/cpu0/cache")
     levels = sorted(caches.glob("index*")) if caches.exists() else []
     return {
-        "instruction_set": cpu.SETS[cpu.best_set()] if cpu.why_not() is None else None,
+        "instruction_set": library.SETS[cpu.best_set()] if cpu.why_not() is None else None,
         "caches": [
             f"L{(level / 'level').read_text().strip()} {(level / 'type').read_text().strip()} "
             f"{(level / 'size').read_text().strip()}"

@@ -17,6 +17,7 @@ except ModuleNotFoundError as error:
     needs = f"frankenstein.optax needs {error.name}; pip install '.[jax]' (in the checkout)"
     raise ImportError(needs, name=error.name) from error
 
+from frankenstein import xla
 from frankenstein.options import check_numbers
 from frankenstein.rule import Rule, State, as_rule, update
 
@@ -52,6 +53,7 @@ def frankenstein(
     mask: ArrayTree | Callable[[ArrayTree], ArrayTree] | None = None,
     rule: str | Rule = "paper",
     skip_nonfinite: bool = False,
+    fused: bool | None = None,
 ) -> GradientTransformationExtraArgs:
     """Return the Frankenstein optimizer (Algorithm 1 of arXiv:2503.02147) for optax.
 
@@ -75,9 +77,12 @@ def frankenstein(
         rule: `"paper"`, `"authors"` (the constants of the authors' released code), or a `frankenstein.rule.Rule`.
         skip_nonfinite: Elements whose gradient is NaN, infinite or beyond `frankenstein.rule.gradient_limit` neither
             move nor change their state.
+        fused: Whether float32 state is stepped by the C library, as a custom call of XLA. None: where everything is
+            on one CPU device. True: there, or an error. False: never, as `jax.export` wants it.
 
     Raises:
         TypeError: The learning rate is something else.
+        RuntimeError: `fused` is True, and there is no library for this rule or these devices.
         ValueError: An argument is outside its range, or the rule is none; or weight decay is not 0, and `update` is
             given no parameters.
 
@@ -93,7 +98,10 @@ def frankenstein(
     """
     _check(learning_rate, eps=eps, momentum=momentum, base_lr=base_lr, weight_decay=weight_decay)
     constants = {"eps": eps, "momentum": momentum, "base_lr": base_lr}
-    step = partial(_step, constants=constants, rule=as_rule(rule), skip_nonfinite=skip_nonfinite)
+    rule = as_rule(rule)
+    if fused and (reason := xla.why_not(rule)):
+        raise RuntimeError(f"fused=True: there is no kernel for {reason}; fused=None takes it where there is one")
+    step = partial(_step, constants=constants, rule=rule, skip_nonfinite=skip_nonfinite, fused=fused)
     decay: Any = weight_decay  # traced, where it is injected
     has_decay = not isinstance(decay, Real) or decay != 0
 
@@ -108,8 +116,7 @@ def frankenstein(
             raise ValueError("weight decay needs the parameters: optimizer.update(grads, state, params)")
         count, *buffers = state
         lr = learning_rate(count) if callable(learning_rate) else learning_rate
-        moved = _map(lambda grad, *before: step(grad, State(*before), lr), updates, *buffers)
-        deltas, *buffers = (_map(lambda _, one, i=i: one[i], updates, moved) for i in range(4))
+        deltas, *buffers = step(updates, buffers, lr)
         if has_decay:
             decays = jax.tree.map(lambda _: True, params) if mask is None else mask(params) if callable(mask) else mask
             deltas = _decayed(deltas, params, decays, lr, decay)
@@ -150,22 +157,49 @@ def _at_least_float32(array: Any) -> Any:
 
 
 def _step(
-    grad: jax.Array, state: State, lr: Any, *, constants: dict[str, Any], rule: Rule, skip_nonfinite: bool
-) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array]:
-    """Return the displacement of one array, and its next state."""
-    is_complex = jnp.iscomplexobj(state.m)
-    real, state = _as_real(grad), State(*map(_as_real, state))
-    dtype = state.m.dtype
-    # What is traced (a schedule, an injected hyperparameter of low precision) is computed with in the state's dtype.
-    lr, constants = _cast(lr, dtype), {name: _cast(value, dtype) for name, value in constants.items()}
-    delta, state = update(jnp, real.astype(dtype), state, lr=lr, rule=rule, skip_nonfinite=skip_nonfinite, **constants)
-    moved = (delta, *state)
-    return tuple(map(_as_complex, moved)) if is_complex else moved  # type: ignore[return-value]
+    grads: ArrayTree,
+    buffers: list[ArrayTree],
+    lr: Any,
+    *,
+    constants: dict[str, Any],
+    fused: bool | None,
+    **options: Any,
+) -> list[ArrayTree]:
+    """Return the displacements, and the next state: trees like the gradients."""
+    tree: Any
+    leaves, tree = jax.tree.flatten(grads, is_leaf=lambda leaf: leaf is None)
+    moved: list[Any] = [(None,) * 4 for _ in leaves]
+    is_fused = fused is not False and xla.why_not(options["rule"]) is None
+    singles: list[int] = []
+    reals: list[jax.Array] = []
+    states: list[State] = []
+    for i, (grad, *state) in enumerate(zip(leaves, *map(tree.flatten_up_to, buffers), strict=True)):
+        if grad is None:
+            continue
+        real, before = _as_real(grad).astype(state[0].real.dtype), State(*map(_as_real, state))
+        if is_fused and real.dtype == jnp.float32:
+            singles.append(i)
+            reals.append(real)
+            states.append(before)
+        else:
+            # What is traced (a schedule, an injected number of low precision) is computed with in the state's dtype.
+            moved[i] = update(jnp, real, before, **_cast({"lr": lr, **constants}, real.dtype), **options)
+    if singles:
+        steps = xla.step(reals, states, **_cast({"lr": lr, **constants}, jnp.float32), **options)
+        for i, *one in zip(singles, *steps, strict=True):
+            moved[i] = tuple(one)
+    for i, grad in enumerate(leaves):
+        if grad is not None:
+            delta, state = moved[i]
+            moved[i] = tuple(_as_complex(one) if jnp.iscomplexobj(grad) else one for one in (delta, *state))
+    return [tree.unflatten([one[i] for one in moved]) for i in range(4)]
 
 
-def _cast(scalar: Any, dtype: Any) -> Any:
-    """Return a number as a float, which the compiler folds into the step; an array in this dtype."""
-    return float(scalar) if isinstance(scalar, Real) else jnp.asarray(scalar, dtype)
+def _cast(scalars: dict[str, Any], dtype: Any) -> dict[str, Any]:
+    """Return numbers as floats, which the compiler folds into the step; arrays in this dtype."""
+    return {
+        name: float(value) if isinstance(value, Real) else jnp.asarray(value, dtype) for name, value in scalars.items()
+    }
 
 
 def _as_real(array: jax.Array) -> jax.Array:
@@ -180,8 +214,8 @@ def _decayed(deltas: ArrayTree, params: ArrayTree, decays: ArrayTree, lr: Any, w
     """Return the displacements with the decay of the parameters that decay."""
 
     def decayed(delta: jax.Array, param: jax.Array) -> jax.Array:
-        dtype = delta.real.dtype
-        return delta - _cast(lr, dtype) * _cast(weight_decay, dtype) * param.astype(delta.dtype)
+        scalars = _cast({"lr": lr, "weight_decay": weight_decay}, delta.real.dtype)
+        return delta - scalars["lr"] * scalars["weight_decay"] * param.astype(delta.dtype)
 
     def part(decays: bool, delta: ArrayTree, param: ArrayTree) -> ArrayTree:
         return _map(decayed, delta, param) if decays else delta

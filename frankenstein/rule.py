@@ -35,6 +35,7 @@ __all__ = [
     "Rule",
     "State",
     "as_rule",
+    "beta1_at",
     "factors",
     "gradient_limit",
     "init",
@@ -229,6 +230,18 @@ def _plain(scalar: Scalar) -> Scalar:
     return float(scalar) if isinstance(scalar, Real) else scalar
 
 
+def beta1_at(xp: Any, lr: Scalar, *, momentum: Scalar, base_lr: Scalar, rule: Rule) -> Scalar:
+    """Return the first momentum coefficient (eq. 3): `momentum` at `lr == base_lr`.
+
+    An array lr (traced, or one per system) stays in the framework; a float costs nothing.
+    """
+    if not rule.beta1_follows_lr:
+        return momentum
+    low, high = rule.beta1_gap_range
+    gap = (1.0 - momentum) * (lr / base_lr) ** 0.5
+    return 1.0 - (min(max(gap, low), high) if isinstance(gap, float) else xp.clip(gap, low, high))
+
+
 def factors(
     xp: Any,
     grad: Array,
@@ -253,13 +266,7 @@ def factors(
         rule: Constants and switches.
     """
     lr, eps, momentum, base_lr = map(_plain, (lr, eps, momentum, base_lr))
-
-    # Eq. 3. An array lr (traced, or one per system) stays in the framework; a float costs nothing.
-    beta1 = momentum
-    if rule.beta1_follows_lr:
-        low, high = rule.beta1_gap_range
-        gap = (1.0 - momentum) * (lr / base_lr) ** 0.5
-        beta1 = 1.0 - (min(max(gap, low), high) if isinstance(gap, float) else xp.clip(gap, low, high))
+    beta1 = beta1_at(xp, lr, momentum=momentum, base_lr=base_lr, rule=rule)
 
     # x_0 = lr; later x >= eps > 0. At lr = 0 the step is a pause and base_lr only keeps the ratio below finite.
     x_0 = (lr or base_lr) if isinstance(lr, float) else xp.where(lr == 0.0, base_lr, lr)

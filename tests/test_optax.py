@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 
 import jax
@@ -14,6 +16,7 @@ import optax
 import pytest
 
 from frankenstein import rule as R
+from frankenstein import xla
 from frankenstein.optax import frankenstein
 
 jax.config.update("jax_enable_x64", True)
@@ -171,6 +174,161 @@ def test_sharded_state_on_four_devices():
     environment = {**os.environ, "XLA_FLAGS": flags, "JAX_ENABLE_X64": "0"}
     done = subprocess.run([sys.executable, "-c", SHARDED], capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
+
+
+# The C library as a custom call -------------------------------------------------------------------------------------
+
+ROUNDING = 2e-6  # the library's arithmetic is its own; both are within some float32 roundings of the exact step
+
+
+def has_library():
+    return xla.why_not(R.PRESETS["paper"]) is None
+
+
+needs_library = pytest.mark.skipif(not has_library(), reason="the C library was not compiled")
+
+
+def text(optimizer, start=None):
+    start = params() if start is None else start
+    return jax.jit(optimizer.update).lower(grads(0), optimizer.init(start), start).as_text()
+
+
+@needs_library
+def test_the_library_is_taken_where_it_can_be():
+    assert xla.TARGET in text(frankenstein(1e-3)) and xla.TARGET in text(frankenstein(1e-3, fused=True))
+    assert xla.TARGET not in text(frankenstein(1e-3, fused=False))
+    assert xla.TARGET not in text(frankenstein(1e-3, rule=replace(R.Rule(), use_xi=False)))
+    assert xla.TARGET not in text(frankenstein(1e-3), params("float64"))
+
+
+@needs_library
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"weight_decay": 0.1}, {"rule": "authors", "skip_nonfinite": True}, {"eps": 1e-4, "momentum": 0.5}],
+    ids=str,
+)
+@pytest.mark.parametrize("rate", [1e-2, optax.linear_schedule(1e-2, 1e-3, 8)], ids=["number", "schedule"])
+def test_the_library_gives_the_numbers_of_the_rule(options, rate):
+    for compiled in (True, False):
+        found, state = train(frankenstein(rate, fused=True, **options), compiled=compiled)
+        expected, other = train(frankenstein(rate, fused=False, **options))
+        equal(found, expected, ROUNDING)
+        equal(state, other, 1e-5)  # the second moment follows a difference of two numbers
+
+
+@needs_library
+def test_large_arrays_are_stepped_by_all_threads_and_in_place():
+    """More than one thread's piece, a length that no block divides, beside small ones; donated and not."""
+    rng = np.random.default_rng(0)
+    start = [jnp.asarray(rng.normal(size=shape), "float32") for shape in ((1_000_003,), (3,), (257, 1001), ())]
+    every = [[jnp.asarray(rng.normal(size=one.shape), "float32") for one in start] for _ in range(3)]
+    found = {}
+    for name, fused, donated in (("library", True, ()), ("in place", True, (1, 2)), ("rule", False, ())):
+        optimizer, now = frankenstein(1e-2, fused=fused), jax.tree.map(jnp.copy, start)
+        update = jax.jit(optimizer.update, donate_argnums=donated)
+        state = optimizer.init(now)
+        for grad in every:
+            kept = jax.tree.map(np.asarray, grad)
+            updates, state = update(grad, state, jax.tree.map(jnp.copy, now))
+            now = optax.apply_updates(now, updates)
+            equal(grad, kept)  # gradients are never written
+        found[name] = now
+    equal(found["library"], found["in place"])
+    equal(found["library"], found["rule"], ROUNDING)
+
+
+@needs_library
+def test_steps_in_several_threads_at_once():
+    optimizer = frankenstein(1e-2, fused=True)
+    start = jnp.linspace(-1.0, 1.0, 300_001, dtype="float32")
+
+    @jax.jit
+    def run(now):
+        def step(carry, _):
+            updates, state = optimizer.update(carry[0], carry[1], carry[0])
+            return (optax.apply_updates(carry[0], updates), state), None
+
+        return jax.lax.scan(step, (now, optimizer.init(now)), length=20)[0][0]
+
+    expected = run(start)
+    with ThreadPoolExecutor(8) as pool:
+        for found in pool.map(lambda _: jax.block_until_ready(run(start)), range(32)):
+            np.testing.assert_array_equal(found, expected)
+
+
+@needs_library
+@pytest.mark.parametrize("over", ["seeds", "seeds, twice", "rates"])
+def test_vmap_of_the_library(over):
+    batch = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 5)), "float32")
+
+    def trained(grad, rate, fused):
+        optimizer, now = frankenstein(rate, fused=fused), jnp.ones(5)
+        state = optimizer.init(now.astype("float32"))
+        now = now.astype("float32")
+        for _ in range(4):
+            updates, state = optimizer.update(grad, state, now)
+            now = optax.apply_updates(now, updates)
+        return now
+
+    def mapped(fused):
+        if over == "rates":
+            return jax.vmap(lambda rate: trained(batch[0, 0], rate, fused))(jnp.array([1e-3, 0.0, 1e-2], "float32"))
+        single = jax.vmap(lambda grad: trained(grad, 1e-2, fused))
+        return jax.vmap(single)(batch) if over == "seeds, twice" else single(batch[0])
+
+    equal(jax.jit(mapped, static_argnums=0)(True), mapped(False), ROUNDING)
+
+
+@needs_library
+def test_a_pause_and_a_skipped_gradient_change_nothing():
+    optimizer = frankenstein(optax.join_schedules([lambda _: 1e-2, lambda _: 0.0], [3]), fused=True)
+    now, state = train(optimizer, 3)
+    updates, after = jax.jit(optimizer.update)(grads(3), state, now)
+    assert all((one == 0).all() for one in jax.tree.leaves(updates))
+    equal(after[1:], state[1:])
+    optimizer = frankenstein(1e-2, skip_nonfinite=True, fused=True)
+    now, state = train(optimizer, 3)
+    bad = jax.tree.map(lambda one: one.at[0].set(jnp.nan), grads(3))
+    updates, after = jax.jit(optimizer.update)(bad, state, now)
+    for name in now:
+        assert (updates[name][0] == 0).all() and (updates[name][1] != 0).all()
+        for one, other in zip(after[1:], state[1:], strict=True):
+            np.testing.assert_array_equal(one[name][0], other[name][0])
+
+
+@needs_library
+def test_the_library_is_differentiated_as_the_rule_is():
+    def after(scale, fused):
+        now = {"w": jnp.array([1.0, -2.0], "float32")}
+        optimizer = frankenstein(0.05, fused=fused)
+        state = optimizer.init(now)
+        for _ in range(5):
+            updates, state = optimizer.update(jax.tree.map(lambda one: scale * one, now), state, now)
+            now = optax.apply_updates(now, updates)
+        return now["w"].sum()
+
+    scale = jnp.asarray(1.3, "float32")
+    found, expected = (jax.jit(jax.grad(after), static_argnums=1)(scale, fused) for fused in (True, False))
+    assert float(found) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_what_the_library_cannot_do_is_said():
+    with pytest.raises(RuntimeError, match="fused=True: there is no kernel for a rule with use_xi off; fused=None"):
+        frankenstein(1e-3, rule=replace(R.Rule(), use_xi=False), fused=True)
+
+
+def test_a_step_without_the_library_can_be_exported():
+    def exported(fused):
+        optimizer = frankenstein(1e-3, fused=fused)
+        state = optimizer.init(params())
+        step = jax.jit(lambda grad, *rest: optimizer.update(grad, type(state)(*rest))[0])
+        return jax.export.export(step)(grads(0), *state).call(grads(0), *state), step(grads(0), *state)
+
+    found, expected = exported(False)
+    equal(found, expected, SINGLE)
+    if has_library():  # another process might not have it
+        with pytest.raises(ValueError, match=xla.TARGET):
+            exported(True)
 
 
 # What optax puts around it ------------------------------------------------------------------------------------------

@@ -87,10 +87,11 @@ def run(_: argparse.Namespace) -> int:
 
 def _kernels() -> dict[str, str]:
     """Return what there is of the fused steps; where there is none, steps take several times as long."""
+    from frankenstein import library
     from frankenstein.kernels import cpu, cuda
 
     reasons = {"CPU": cpu.why_not(), "CUDA": cuda.why_not()}
     return {
         kernel: f"missing: {reason.partition(': ')[2]}; the plain operations, slower, do its work" if reason else "yes"
         for kernel, reason in reasons.items()
-    } | ({} if reasons["CPU"] else {"CPU": cpu.SETS[cpu.best_set()]})
+    } | ({} if reasons["CPU"] else {"CPU": library.SETS[cpu.best_set()]})

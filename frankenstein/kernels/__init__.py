@@ -12,18 +12,15 @@ The rule is stated in `frankenstein/rule.py`; the two fused kernels are the only
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from frankenstein.kernels.state import is_dtensor
-from frankenstein.rule import PRESETS, SWITCHES, Rule, State
-
-LOG_LIMIT = 1.41  # exp(rho_log_range[1]) / e; beyond it the fused kernels' logarithm is not accurate
+from frankenstein.library import unfusable
+from frankenstein.rule import Rule, State
 
 
 @dataclass(frozen=True)
@@ -147,18 +144,6 @@ def local_gradient(param: Tensor, grad: Tensor) -> Tensor:
     if not (is_dtensor(param) and is_dtensor(grad)):
         return grad
     return (grad if grad.placements == param.placements else grad.redistribute(placements=param.placements)).to_local()
-
-
-@lru_cache(maxsize=64)
-def unfusable(rule: Rule) -> str | None:
-    """Return what of the rule the fused kernels lack, or None."""
-    switched = [name for name in SWITCHES if getattr(rule, name) != getattr(PRESETS["paper"], name)]
-    lacking = [name for name in switched if name != "beta1_follows_lr"]
-    if lacking:
-        return f"a rule with {' and '.join(lacking)} off"
-    if math.exp(rule.rho_log_range[1] - 1.0) > LOG_LIMIT:
-        return f"a rule with rho up to {rule.rho_log_range[1]}"
-    return None
 
 
 def _refusal(item: Item, rule: Rule) -> str:

@@ -1,8 +1,13 @@
 /* The fused step for CPUs: all tensors of a parameter group in one call, one pass over memory.
 
-   cpu.py is the only caller. The arithmetic is in cpu_rule.h, compiled here once for each instruction set; the library
-   asks the machine which one to use. Formats of small state are described in state.py. */
+   Called by cpu.py, and by XLA (cpu_xla.h). The arithmetic is in cpu_rule.h, compiled here once for each instruction
+   set; the library asks the machine which one to use. Formats of small state are described in state.py. */
 
+#ifdef __linux__
+#define _GNU_SOURCE /* sched_getaffinity */
+#endif
+
+#include <stddef.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <string.h>
@@ -13,6 +18,8 @@
 #define EXPORT __attribute__((visibility("default")))
 #include <dlfcn.h>
 #include <pthread.h>
+#include <sched.h>
+#include <unistd.h>
 #endif
 
 #define INLINE static inline __attribute__((always_inline))
@@ -29,11 +36,13 @@ typedef struct {
     int32_t rho_of_second_moment, skip;
 } options_t;
 
+enum { N_FLOATS = offsetof(options_t, rho_of_second_moment) / sizeof(float) };
+
 typedef struct {
     float x_t, v_hat, root, align, rho, xi_inverse, xi_inverse_low, w;
 } factors_t;
 
-enum { FLOAT32, BFLOAT16, EIGHT_BIT };
+enum { FLOAT32, BFLOAT16, EIGHT_BIT, DISPLACEMENT /* theta is written with what it would have moved */ };
 
 /* One tensor; a row of the table that cpu.py makes. */
 typedef struct {
@@ -228,7 +237,7 @@ static const factors_fn FACTORS[] = {factors_of_default};
 #endif
 
 /* What cpu.py and this file agree on: the layout of the structures and the formats. */
-EXPORT int frankenstein_abi(void) { return 1; }
+EXPORT int frankenstein_abi(void) { return 2; }
 
 /* 0 the compiler's own, 1 AVX2, 2 AVX-512. */
 EXPORT int frankenstein_best_set(void)
@@ -247,15 +256,29 @@ EXPORT int frankenstein_best_set(void)
 
 typedef struct {
     const tensor_t *tensors;
-    int64_t n_tensors, next, n_pieces;
-    int64_t *first_piece; /* of each tensor, and the end */
+    int64_t n_tensors, n_pieces, next, n_done; /* next piece to take; pieces that are done */
+    int64_t *first_piece;                      /* of each tensor, and the end */
     const options_t *options;
     blocks_fn blocks;
+    int64_t users; /* who may still look at this; the last frees it, where it is on the heap */
 } work_t;
 
 INLINE int64_t n_blocks(const tensor_t *t)
 {
     return t->row ? (t->n / t->row) * ((t->row + BLOCK - 1) / BLOCK) : 0;
+}
+
+/* All of it, cut into pieces; first_piece has room for n_tensors + 1. */
+static work_t work_on(const tensor_t *tensors, int64_t n_tensors, int64_t *first_piece, const options_t *options, int set)
+{
+    work_t work = {.tensors = tensors, .n_tensors = n_tensors, .first_piece = first_piece, .options = options,
+                   .blocks = BLOCKS[set], .users = 1};
+    for (int64_t i = 0; i < n_tensors; i++) {
+        first_piece[i] = work.n_pieces;
+        work.n_pieces += (n_blocks(&tensors[i]) + PIECE - 1) / PIECE;
+    }
+    first_piece[n_tensors] = work.n_pieces;
+    return work;
 }
 
 /* Take pieces until there are none: whichever thread has the slower core takes fewer. */
@@ -274,10 +297,26 @@ static void take(void *argument)
         const tensor_t *t = &work->tensors[low];
         int64_t first = (piece - work->first_piece[low]) * PIECE, last = first + PIECE, end = n_blocks(t);
         work->blocks(t, first, last < end ? last : end, work->options);
+        __atomic_add_fetch(&work->n_done, 1, __ATOMIC_RELEASE);
     }
 }
 
-#ifndef _WIN32
+#ifdef _WIN32
+static int64_t n_processors(void) { return 1; }
+static void yield(void) {}
+#else
+/* Those that this process may use, where the system says so. */
+static int64_t n_processors(void)
+{
+#ifdef __linux__
+    cpu_set_t set;
+    if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+#endif
+    return sysconf(_SC_NPROCESSORS_ONLN);
+}
+
+static void yield(void) { sched_yield(); }
+
 static void *take_in_thread(void *argument)
 {
     take(argument);
@@ -310,15 +349,11 @@ static void take_on(work_t *work, int n_threads)
 /* Step all tensors in place. Returns 0, or 1 if there is no memory; then nothing was done. */
 EXPORT int frankenstein_step(const tensor_t *tensors, int64_t n_tensors, const options_t *options, int n_threads, int set)
 {
-    work_t work = {tensors, n_tensors, 0, 0, malloc((size_t)(n_tensors + 1) * sizeof(int64_t)), options, BLOCKS[set]};
-    if (!work.first_piece) return 1;
-    for (int64_t i = 0; i < n_tensors; i++) {
-        work.first_piece[i] = work.n_pieces;
-        work.n_pieces += (n_blocks(&tensors[i]) + PIECE - 1) / PIECE;
-    }
-    work.first_piece[n_tensors] = work.n_pieces;
+    int64_t *first_piece = malloc((size_t)(n_tensors + 1) * sizeof(int64_t));
+    if (!first_piece) return 1;
+    work_t work = work_on(tensors, n_tensors, first_piece, options, set);
     take_on(&work, work.n_pieces < n_threads ? (int)work.n_pieces : n_threads);
-    free(work.first_piece);
+    free(first_piece);
     return 0;
 }
 
@@ -328,3 +363,5 @@ EXPORT void frankenstein_factors(int64_t n, const float *grad, const float *m, c
 {
     FACTORS[set](n, grad, m, v, x, options, out);
 }
+
+#include "cpu_xla.h"

@@ -185,6 +185,17 @@ TARGET static void NAME(blocks)(const tensor_t *t, int64_t first, int64_t last, 
                              (float *)t->x + start, o);
         return;
     }
+    if (t->param_type == DISPLACEMENT) {
+        int64_t start = first * BLOCK, end = last * BLOCK < t->n ? last * BLOCK : t->n;
+        for (; start < end; start += BLOCK) {
+            int64_t n = end - start < BLOCK ? end - start : BLOCK;
+            float grad[BLOCK], *theta = (float *)t->theta + start; /* a copy, because the two may be one array */
+            memcpy(grad, (const float *)t->grad + start, n * 4);
+            memset(theta, 0, n * 4);
+            NAME(step_block)(n, theta, grad, (float *)t->m + start, (float *)t->v + start, (float *)t->x + start, o);
+        }
+        return;
+    }
     int64_t per_row = (t->row + BLOCK - 1) / BLOCK;
     for (int64_t block = first; block < last; block++) {
         int64_t in_row = block % per_row * BLOCK, left = t->row - in_row;
