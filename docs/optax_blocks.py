@@ -1,4 +1,4 @@
-"""The generated block about the time of XLA's step, from docs/records/optax_step.json."""
+"""The generated blocks about the time of steps: XLA's (optax.md), and that of a quantum state (fig7.md)."""
 
 from __future__ import annotations
 
@@ -25,4 +25,18 @@ def cost() -> str:
     return "\n".join([*lines, "", where])
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"optax-cost": cost}
+def quantum_cost() -> str:
+    """Return the table of the time of a step of Fig. 7 on one core, for one seed alone and for batches of them."""
+    measured = json.loads((RECORDS / "quantum_step.json").read_text())
+    sizes = list(next(iter(measured["cases"].values()))["ms_per_seed"])
+    heads = ["one seed, ms" if size == "1" else f"batch of {size}, ms a seed" for size in sizes]
+    lines = [f"| lattice | states | {' | '.join(heads)} |"]
+    lines.append("|---|---:|" + "---:|" * len(sizes))
+    for title, case in measured["cases"].items():
+        figures = " | ".join(f"{case['ms_per_seed'][size]:g}" for size in sizes)
+        lines.append(f"| {title} | {case['n_states']:,} | {figures} |")
+    where = f"One thread of {measured['provenance']['device']}; torch {measured['versions']['torch']}; medians."
+    return "\n".join([*lines, "", where])
+
+
+BLOCKS: dict[str, Callable[[], str]] = {"optax-cost": cost, "quantum-cost": quantum_cost}

@@ -239,7 +239,8 @@ def beta1_at(xp: Any, lr: Scalar, *, momentum: Scalar, base_lr: Scalar, rule: Ru
         return momentum
     low, high = rule.beta1_gap_range
     gap = (1.0 - momentum) * (lr / base_lr) ** 0.5
-    return 1.0 - (min(max(gap, low), high) if isinstance(gap, float) else xp.clip(gap, low, high))
+    beta1 = 1.0 - (min(max(gap, low), high) if isinstance(gap, float) else xp.clip(gap, low, high))
+    return beta1
 
 
 def factors(
