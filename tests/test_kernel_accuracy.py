@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from frankenstein import library
 from frankenstein import rule as R
 from frankenstein.kernels import Item, Options, cpu
 
@@ -70,12 +71,12 @@ def exact(arrays, given):
     return grad, R.State(*state), terms
 
 
-@pytest.mark.parametrize("instruction_set", range(len(cpu.SETS)), ids=cpu.SETS)
+@pytest.mark.parametrize("instruction_set", range(len(library.SETS)), ids=library.SETS)
 @pytest.mark.parametrize("rule", ["paper", "authors"])
 @pytest.mark.parametrize("name", RANGES)
 def test_factors(name, rule, instruction_set):
     if instruction_set > cpu.best_set():
-        pytest.skip(f"this machine has no {cpu.SETS[instruction_set]}")
+        pytest.skip(f"this machine has no {library.SETS[instruction_set]}")
     arrays = numbers(name, np.random.default_rng(0))
     grad, *state = map(torch.from_numpy, arrays)
     actual = cpu.factors(grad, R.State(*state), options(rule), instruction_set)

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch_contract import SETTINGS, assert_bitwise, assert_same, gradients, make, parameters, resumed, train, values
 
+from frankenstein import library
 from frankenstein import rule as R
 from frankenstein.kernels import cpu, foreach
 from frankenstein.torch import Frankenstein
@@ -133,7 +134,7 @@ def test_autograd_knows_that_a_parameter_was_written():
 
 def test_without_a_library_the_plain_operations_do_the_work(monkeypatch):
     reason = "a CPU: it was not compiled (install again where there is a C compiler)"
-    monkeypatch.setattr(cpu, "_library", lambda: reason)
+    monkeypatch.setattr(library, "library", lambda: reason)
     params = parameters((4, 3))
     grads = gradients(params, 3)
     optimizer = train(make(params), grads)
