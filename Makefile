@@ -1,5 +1,5 @@
 # Two commands do everything: `make compare` and `make test`. Both set up .venv on their own.
-.PHONY: compare test lint unit docs nightly mutants clean
+.PHONY: compare test lint unit docs nightly mutants tensorflow clean
 PYTHON ?= python3
 BIN := .venv/bin
 OUT ?= runs/compare
@@ -27,11 +27,18 @@ docs: .venv/dev.stamp ## build the docs site strictly, into site/
 	$(BIN)/python docs/generate.py --check
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-nightly: .venv/dev.stamp mutants ## what takes too long for every test run
+nightly: .venv/dev.stamp mutants tensorflow ## what takes too long for every test run
 	$(BIN)/pytest -m slow --timeout 1800
 
 mutants: .venv/dev.stamp ## break the two rules and the C kernel in eight ways each: each must turn the suite red
 	$(BIN)/python tests/mutate_rule.py
+
+tensorflow: .venv/tensorflow.stamp ## Keras on TensorFlow, which lies apart: beside it TensorBoard and others take other ways
+	PYTHONPATH=.venv/tensorflow $(BIN)/pytest tests/test_keras.py tests/test_front_ends.py -k tensorflow
+
+.venv/tensorflow.stamp: .venv/dev.stamp
+	$(PIP) --target .venv/tensorflow tensorflow-cpu
+	@touch $@
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \

@@ -6,11 +6,10 @@ from importlib.util import find_spec
 from sybil import Sybil
 from sybil.parsers.markdown import PythonCodeBlockParser
 
-# To import these is to load timm or Lightning, and with them torchvision, which does not load beside every torch; or
-# Keras, which then has taken its backend.
-collect_ignore = ["frankenstein/timm.py", "frankenstein/analysis/landscape/lightning.py", "frankenstein/keras.py"]
-if "KERAS_BACKEND" not in os.environ:  # test_keras.py runs it, once for each backend
-    collect_ignore.append("tests/keras_backend.py")
+# To import these is to load timm or Lightning, and with them torchvision, which does not load beside every torch.
+collect_ignore = ["frankenstein/timm.py", "frankenstein/analysis/landscape/lightning.py"]
+if "KERAS_BACKEND" not in os.environ:  # which Keras takes when it is imported: test_keras.py runs these for each
+    collect_ignore += ["frankenstein/keras.py", "tests/keras_backend.py"]
 if find_spec("triton") is None:
     collect_ignore.append("frankenstein/kernels/cuda_rule.py")
 

@@ -10,9 +10,9 @@ try:
     import keras
     from keras import ops
 except ModuleNotFoundError as error:
-    needs = "frankenstein.keras needs Keras; pip install '.[keras]' (in the checkout), and torch or JAX"
+    needs = "frankenstein.keras needs Keras; pip install '.[keras]' (in the checkout), and torch, JAX or TensorFlow"
     if error.name != "keras":
-        needs = f"Keras needs {error.name} as it is set; install that, or set KERAS_BACKEND to torch or jax beforehand"
+        needs = f"Keras needs {error.name} as it is set; install that, or set KERAS_BACKEND to another beforehand"
     raise ImportError(needs, name=error.name) from error
 
 import numpy as np
@@ -67,6 +67,14 @@ class Frankenstein(keras.optimizers.Optimizer):
 
     Raises:
         ValueError: An argument is outside its range or not known, or the learning rate is an int.
+
+    Examples:
+        >>> import keras
+        >>> from frankenstein.keras import Frankenstein
+        >>> weight = keras.Variable([1.0, 1.0])
+        >>> Frankenstein(1e-3).apply([keras.ops.ones(2)], [weight])
+        >>> print(f"{float(weight[0]):.6f}")
+        0.998101
     """
 
     def __init__(

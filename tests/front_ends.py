@@ -123,7 +123,7 @@ def keras(theta, grads, lrs, dtype, saved_after, options):
                 place = Path(folder) / "model.keras"
                 model.save(place)
                 model = keras.saving.load_model(place, custom_objects={"Bare": Bare})
-        model.optimizer.learning_rate = float(lr)
+        model.optimizer.learning_rate = np.asarray(lr, dtype)  # TensorFlow makes float32 of a float
         model.optimizer.apply([keras.ops.convert_to_tensor(grad, dtype)], model.trainable_variables)
         path.append(keras.ops.convert_to_numpy(model.weight).copy())
     return np.array(path, "float64")

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 HERE = Path(__file__).parent
-N_TESTS = 19  # of keras_backend.py, that of JAX alone included
+N_TESTS = 20  # of both files, that of JAX alone included
+FILES = [str(HERE / "keras_backend.py"), str(HERE.parent / "frankenstein" / "keras.py")]  # its doctest
 
 
 @pytest.mark.skipif(find_spec("keras") is None, reason="needs Keras: pip install '.[keras]'")
@@ -20,7 +21,7 @@ N_TESTS = 19  # of keras_backend.py, that of JAX alone included
 def test_on_backend(backend):
     if find_spec(backend) is None:
         pytest.skip(f"needs {backend}")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HERE / "keras_backend.py")]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *FILES]
     done = subprocess.run(command, env={**os.environ, "KERAS_BACKEND": backend}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     n_passed = int(re.search(r"(\d+) passed", done.stdout)[1])
@@ -30,8 +31,11 @@ def test_on_backend(backend):
 @pytest.mark.parametrize(
     "missing, message",
     [
-        ("keras", "frankenstein.keras needs Keras; pip install '.[keras]' (in the checkout), and torch or JAX"),
-        ("jax", "Keras needs jax as it is set; install that, or set KERAS_BACKEND to torch or jax beforehand"),
+        (
+            "keras",
+            "frankenstein.keras needs Keras; pip install '.[keras]' (in the checkout), and torch, JAX or TensorFlow",
+        ),
+        ("jax", "Keras needs jax as it is set; install that, or set KERAS_BACKEND to another beforehand"),
     ],
 )
 def test_what_is_missing_is_one_line(missing, message):
