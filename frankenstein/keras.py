@@ -73,7 +73,7 @@ class Frankenstein(keras.optimizers.Optimizer):
         >>> from frankenstein.keras import Frankenstein
         >>> weight = keras.Variable([1.0, 1.0])
         >>> Frankenstein(1e-3).apply([keras.ops.ones(2)], [weight])
-        >>> print(f"{keras.ops.convert_to_numpy(weight.value)[0]:.6f}")
+        >>> print(f"{keras.ops.convert_to_numpy(weight)[0]:.6f}")
         0.998101
     """
 

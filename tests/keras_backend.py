@@ -17,9 +17,6 @@ from sklearn.datasets import load_digits
 from frankenstein.keras import Frankenstein
 from frankenstein.rule import Rule, State, as_rule, init, update
 
-# Of Keras's own variables, where numpy reads them.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-
 SINGLE = 2e-6  # a few float32 roundings of numbers near 1
 BACKEND = keras.backend.backend()
 

@@ -13,6 +13,7 @@ import pytest
 
 HERE = Path(__file__).parent
 N_TESTS = 20  # of both files, that of JAX alone included
+COPIES = "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"  # of Keras's own variables
 FILES = [str(HERE / "keras_backend.py"), str(HERE.parent / "frankenstein" / "keras.py")]  # its doctest
 
 
@@ -21,7 +22,7 @@ FILES = [str(HERE / "keras_backend.py"), str(HERE.parent / "frankenstein" / "ker
 def test_on_backend(backend):
     if find_spec(backend) is None:
         pytest.skip(f"needs {backend}")
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *FILES]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-W", COPIES, *FILES]
     done = subprocess.run(command, env={**os.environ, "KERAS_BACKEND": backend}, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     n_passed = int(re.search(r"(\d+) passed", done.stdout)[1])
