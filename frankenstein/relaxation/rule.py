@@ -14,7 +14,7 @@ the gradient, u the last displacement:
     m    the momentum: instead of one fading displacement, the last `memory` displacements with the changes of the
          gradient along them, applied as in the limited-memory BFGS method (Nocedal 1980). This was added.
 
-No energy is used and there is no line search: one gradient per step. Processes that share a system must exchange three
+No energy is used and there is no line search: one gradient per step. Processes that share a system must exchange two
 sums and three maxima over the atoms, whatever the memory.
 """
 
@@ -26,7 +26,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from frankenstein.relaxation.systems import Systems, is_number, row_norms
+from frankenstein.relaxation.systems import Systems, is_number
 from frankenstein.rule import XI_GAIN
 
 __all__ = ["RelaxationRule", "State", "init", "misalignment", "update"]
@@ -183,18 +183,18 @@ def update(
         state: For the next step.
     """
     xp = systems.xp
-    state, slope = _remember(state, gradient, systems, rule)
+    state, slope, along = _remember(state, gradient, systems, rule)
     is_misaligned = slope > rule.reset_slope  # P grows with the slope
     limit = xp.where(
         is_misaligned, state.step_limit * rule.shrink, xp.clip(state.step_limit * rule.grow, None, maxstep)
     )
     limit = xp.where(state.n_steps == 0, state.step_limit, limit)
     # scalars below are (n_systems,); a zero gradient gives a zero step
-    pull = systems.max(row_norms(gradient))
+    pull = systems.longest(gradient)
     first = rule.first_step * limit / xp.where(pull > 0.0, pull, xp.ones_like(pull))
     scale = xp.where(state.n_pairs > 0, rule.acceleration * state.secant, first)
-    direction = _quasi_newton(state, gradient, systems, scale)
-    longest, before = systems.max(row_norms(direction)), systems.max(row_norms(state.displacement))
+    direction = _quasi_newton(state, gradient, systems, scale, *along)
+    longest, before = systems.longest(direction), systems.longest(state.displacement)
     shorten = xp.where(longest > limit, limit / xp.where(longest > 0.0, longest, xp.ones_like(longest)), 1.0)
     displacement = -direction * systems.spread(shorten)[:, None]
     # where atoms came apart that had overlapped, the last secant says nothing any more: measure the curvature here
@@ -206,13 +206,18 @@ def update(
     )
 
 
-def _remember(state: State, gradient: Array, systems: Systems, rule: RelaxationRule) -> tuple[State, Array]:
-    """Store the last displacement with the change of the gradient along it; return the slope at its end, too."""
+def _remember(
+    state: State, gradient: Array, systems: Systems, rule: RelaxationRule
+) -> tuple[State, Array, tuple[Array, Array]]:
+    """Store the last displacement with the change of the gradient along it.
+
+    Returns:
+        The state, the slope at the end of that displacement, and the products of the gradient with all remembered
+        displacements and changes, (n_systems, memory) each.
+    """
     xp, u = systems.xp, state.displacement
     change = gradient - state.gradient
-    uu, cc, uc, ug, before = _columns(
-        systems.sum(xp.stack([(a * b).sum(-1) for a, b in _products(u, change, gradient, state.gradient)], -1))
-    )
+    uu, cc, uc, ug, before = systems.inner([(u, u), (change, change), (u, change), (u, gradient), (u, state.gradient)])
     one = xp.ones_like(uu)
     slope = ug / xp.where(before != 0.0, abs(before), one)
     is_new = (uu > 0.0) & (cc > 0.0) & xp.isfinite(uu * cc)
@@ -225,13 +230,10 @@ def _remember(state: State, gradient: Array, systems: Systems, rule: RelaxationR
     secant = xp.where(is_new, abs(uc) / cc, state.secant)
 
     slots = state.n_pairs % rule.memory
-    atoms = systems.spread(is_new)
-    own = systems.spread(slots)[atoms]
     change = change / systems.spread(norm_c)[:, None]
-    state.directions[atoms, own] = (u / systems.spread(norm_u)[:, None])[atoms]
-    state.changes[atoms, own] = change[atoms]
-    products = systems.sum(xp.concatenate([_dots(state.directions, change), _dots(state.changes, change)], -1))
-    with_directions, with_changes = products[:, : rule.memory], products[:, rule.memory :]
+    systems.store(state.directions, slots, u / systems.spread(norm_u)[:, None], is_new)
+    systems.store(state.changes, slots, change, is_new)
+    with_directions, with_changes, *along = systems.dots((state.directions, state.changes), (change, gradient))
     # the new pair's row and column take the place of the oldest's
     rows = xp.nonzero(is_new)[0] if xp.__name__ == "numpy" else xp.nonzero(is_new)[:, 0]
     slot = slots[rows]
@@ -244,41 +246,23 @@ def _remember(state: State, gradient: Array, systems: Systems, rule: RelaxationR
     state.change_change[rows, slot, :] = with_changes[rows]
     state.change_change[rows, :, slot] = with_changes[rows]
     state.curvatures[rows, slot] = (norm_c / norm_u)[rows]
-    return state._replace(n_pairs=state.n_pairs + is_new, secant=secant), slope
+    return state._replace(n_pairs=state.n_pairs + is_new, secant=secant), slope, (along[0], along[1])
 
 
-def _quasi_newton(state: State, gradient: Array, systems: Systems, scale: Array) -> Array:
+def _quasi_newton(
+    state: State, gradient: Array, systems: Systems, scale: Array, along_directions: Array, along_changes: Array
+) -> Array:
     """Return inverse Hessian times gradient, as limited-memory BFGS has it with `scale` times one at the start.
 
     The two loops over the pairs are two triangular systems, solved by the inverse kept in the state.
     """
-    xp, memory = systems.xp, state.curvatures.shape[1]
-    products = systems.sum(xp.concatenate([_dots(state.directions, gradient), _dots(state.changes, gradient)], -1))
-    along_directions, along_changes = products[:, :memory], products[:, memory:]
+    xp = systems.xp
     back = _times(state.direction_change_inv, along_directions)
     rest = along_changes - _times(state.change_change, back)
     forth = state.direction_change_diag * back / state.curvatures - scale[:, None] * rest
     forth = _times(xp.swapaxes(state.direction_change_inv, 1, 2), forth)
-    start = systems.spread(scale)[:, None] * (gradient - _combine(state.changes, systems.spread(back)))
-    return start + _combine(state.directions, systems.spread(forth))
-
-
-def _products(u: Array, change: Array, gradient: Array, before: Array) -> list[tuple[Array, Array]]:
-    return [(u, u), (change, change), (u, change), (u, gradient), (u, before)]
-
-
-def _columns(table: Array) -> list[Array]:
-    return [table[:, i] for i in range(table.shape[1])]
-
-
-def _dots(memory: Array, vector: Array) -> Array:
-    """Multiply (n_atoms, memory, n_dims) by (n_atoms, n_dims): (n_atoms, memory)."""
-    return (memory @ vector[:, :, None])[:, :, 0]
-
-
-def _combine(memory: Array, weights: Array) -> Array:
-    """Sum (n_atoms, memory, n_dims) with the weights (n_atoms, memory): (n_atoms, n_dims)."""
-    return (weights[:, None, :] @ memory)[:, 0, :]
+    start = systems.spread(scale)[:, None] * (gradient - systems.combine(state.changes, back))
+    return start + systems.combine(state.directions, forth)
 
 
 def _times(matrices: Array, vectors: Array) -> Array:
