@@ -1,4 +1,4 @@
-"""The relaxation rule inside LAMMPS, on any number of MPI ranks, and as a command: `python -m frankenstein.lammps`.
+"""The relaxation rule inside LAMMPS, on any number of MPI ranks.
 
 LAMMPS keeps the atoms, its neighbour lists and its output; one of its runs is the whole minimisation. What the rule
 remembers lies in properties of the atoms, so it goes where they go when ranks exchange or sort them. After each force
@@ -22,7 +22,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from frankenstein import lammps_checkpoint as files
+from frankenstein.lammps import checkpoint as files
 from frankenstein.relaxation.rule import RelaxationRule, State, update
 from frankenstein.relaxation.systems import SharedSystem, is_number
 
@@ -150,7 +150,7 @@ def minimize(
         Where it ended and why.
 
     Raises:
-        ValueError: An argument is outside its range; LAMMPS has no atoms, no forces, or a fix that integrates in time;
+        ValueError: An argument is outside its range; LAMMPS has no atoms, or a fix that integrates in time;
             the checkpoint is damaged or of another system.
         RuntimeError: LAMMPS reports an error, or has lost atoms; or there are several ranks and no mpi4py.
         KeyboardInterrupt: Ctrl-C, after the present force call.
@@ -300,7 +300,7 @@ class _Run:
             self._stop(reason)
             return
         displacement, state = update(state, gradient, system, self.rule, self.maxstep)
-        if self._is_lost(displacement, n_local, system):
+        if self._is_lost(displacement, system):
             self._stop("stalled")
             return
         own = {name: getattr(self._arrays(n_local)[1], name) for name in ("gradient", "displacement")}
@@ -340,14 +340,11 @@ class _Run:
             flag = max(self.comm.allgather(flag))
         return reasons[flag]
 
-    def _is_lost(self, displacement: np.ndarray, n_local: int, system: SharedSystem) -> bool:
-        """Return whether the step changes no position."""
+    def _is_lost(self, displacement: np.ndarray, system: SharedSystem) -> bool:
+        """Return whether the step is lost in the rounding of positions."""
         low, high = self.lmp.extract_global("boxlo"), self.lmp.extract_global("boxhi")
         size = max(abs(edge) for edge in (*low, *high))
-        if float(system.longest(displacement)[0]) > 1e-14 * size:
-            return False
-        positions = self.lmp.numpy.extract_atom("x", nelem=n_local)
-        return self._sums(float(np.count_nonzero(positions + displacement != positions)))[0] == 0.0
+        return float(system.longest(displacement)[0]) <= np.finfo(float).eps * size
 
     def _stop(self, reason: Reason) -> None:
         self.reason = reason

@@ -118,7 +118,7 @@ def read(path: Path, about: dict[str, Any], tags: np.ndarray, per_atom: Arrays, 
     shared: Arrays = {}
     problem = None
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             found = json.loads(str(archive["about"]))
             n_ranks = found.pop("n_ranks")
             wanted = {**about, "version": VERSION}

@@ -1,0 +1,5 @@
+"""The relaxation rule inside LAMMPS: `minimize`, and a command, `python -m frankenstein.lammps`."""
+
+from frankenstein.lammps.minimizer import MAXSTEP, MEMORY, REASONS, Minimized, load, minimize
+
+__all__ = ["MAXSTEP", "MEMORY", "REASONS", "Minimized", "load", "minimize"]
