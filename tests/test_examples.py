@@ -20,6 +20,7 @@ EXPECTED = {
     "flax_nnx.py": r"test accuracy after 20 epochs: 0\.9[5-9]\d",
     "hf_trainer.py": r"optimizer: Frankenstein\ntest accuracy after 10 epochs: 0\.9\d\d",
     "keras_digits.py": r"backend torch, 560 steps, test accuracy 0\.9[5-9]\d",
+    "lammps_relax.py": r"2047 atoms: converged after [23]\d force calls, -3\.53\d+ eV per atom",
     "lightning_module.py": r"test accuracy of the averaged weights: 0\.9[5-9]\d",
     "netket_vmc.py": r"Frankenstein +-[78]\.\d+ .*\nAdam .*\nSGD with stochastic reconfiguration +-[78]\.\d+",
     "timm_train.py": r"Frankenstein, \d+ parameter groups\ntest accuracy after 4 epochs: 0\.9[5-9]\d",

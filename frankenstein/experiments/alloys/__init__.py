@@ -1,0 +1,1 @@
+"""Polycrystalline alloys: how they are built, and which grains and dislocations they hold."""
