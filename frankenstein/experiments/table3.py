@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -146,7 +147,7 @@ def _table(found: list[Record], name: str, title: str) -> Table:
     for method in ends:
         own = [r for r in found if r["method"] == method]
         n_done = sum(r["converged"] for r in own)
-        calls, seconds = (_mean(found, method, lambda r, what=what: r[what]) for what in ("calls", "seconds"))
+        calls, seconds = _mean(found, method, itemgetter("calls")), _mean(found, method, itemgetter("seconds"))
         rows.append(
             [
                 Cell(METHODS[method]),
@@ -180,14 +181,17 @@ def _energy(energies: dict[str, np.ndarray], method: str) -> Cell:
 
 
 def _structure(found: list[Record], method: str, moment: str) -> list[Cell]:
-    def of(record: Record, name: str) -> float | None:
-        there = record["structures"].get(moment, record["structures"].get("end"))
-        value = there["fractions"][name] if name in ("fcc", "hcp") else there[name]
-        return value / 10.0 if name == "length" else value
+    def of(name: str) -> Callable[[Record], float]:
+        def get(record: Record) -> float:
+            there = record["structures"].get(moment, record["structures"]["end"])
+            value: float = there["fractions"][name] if name in ("fcc", "hcp") else there[name]
+            return value / 10.0 if name == "length" else value
+
+        return get
 
     cells = []
     for name, form in (("n_segments", "{:.1f}"), ("length", "{:.1f}"), ("fcc", "{:.1%}"), ("hcp", "{:.1%}")):
-        value = _mean(found, method, lambda r, name=name: of(r, name))
+        value = _mean(found, method, of(name))
         cells.append(Cell(form.format(value), numbers={"": value}))
     return cells
 
@@ -210,14 +214,13 @@ def _sentences(found: list[Record]) -> list[str]:
     for name in list(ends)[1:]:
         wins, apart = int((ends["frankenstein"] < ends[name]).sum()), ends[name] - ends["frankenstein"]
         calls, seconds = (
-            _mean(found, "frankenstein", lambda r, what=what: r[what])
-            / _mean(found, name, lambda r, what=what: r[what])
+            _mean(found, "frankenstein", itemgetter(what)) / _mean(found, name, itemgetter(what))
             for what in ("calls", "seconds")
         )
         lines.append(
-            f"At the end, Frankenstein's energy is below {METHODS[name]}'s in {wins} of {n} polycrystals, on average by "
-            f"{apart.mean():.2f} eV ({apart.min():.2f} to {apart.max():.2f}), for {calls:.2f} of its force calls and "
-            f"{seconds:.2f} of its time."
+            f"At the end, Frankenstein's energy is below {METHODS[name]}'s in {wins} of {n} polycrystals, on average "
+            f"by {apart.mean():.2f} eV ({apart.min():.2f} to {apart.max():.2f}), for {calls:.2f} of its force calls "
+            f"and {seconds:.2f} of its time."
         )
     best = min(early, key=lambda name: early[name].mean())
     lines.append(f"After {AT_CALLS} force calls each, {METHODS[best]} has the lowest energy on average.")
