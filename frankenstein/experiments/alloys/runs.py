@@ -232,12 +232,13 @@ class _Watch:
         self.noted: dict[str, dict[str, Any]] = {}
 
     def note(self, name: str, energy: float, fmax: float) -> None:
-        """Keep the atoms as they are now."""
+        """Keep the atoms as they are now, in the order of the polycrystal."""
         n_local = self.lmp.extract_global("nlocal")
-        mine = self.lmp.numpy.extract_atom("x", nelem=n_local).copy()
+        mine = [self.lmp.numpy.extract_atom(what, nelem=n_local).copy() for what in ("id", "x")]
         parts = self.lmp.get_mpi_comm().gather(mine)
         if parts is not None:
-            self.positions[name] = np.concatenate(parts)
+            ids, positions = (np.concatenate(part) for part in zip(*parts, strict=True))
+            self.positions[name] = positions[np.argsort(ids.ravel())]
         self.noted[name] = {"calls": self.calls, "energy": energy, "fmax": fmax}
 
     def largest(self) -> float:
