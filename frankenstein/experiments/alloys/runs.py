@@ -29,7 +29,17 @@ from frankenstein.compare.store.records import Format, Record, appending
 from frankenstein.experiments.alloys.dislocations import Analysis, analyse
 from frankenstein.experiments.alloys.polycrystal import build
 
-__all__ = ["ALLOYS", "METHODS", "POTENTIAL", "Job", "main", "memory", "structure_file"]
+__all__ = [
+    "ALLOYS",
+    "METHODS",
+    "POTENTIAL",
+    "Job",
+    "energy_function",
+    "main",
+    "memory",
+    "structure_file",
+    "trajectory",
+]
 
 ELEMENTS = {"Co": 58.933, "Ni": 58.693, "Cr": 51.996, "Fe": 55.845, "Mn": 54.938}
 """And their masses, g/mol."""
@@ -188,6 +198,46 @@ def memory(n_atoms: int) -> float:
     return n_atoms * BYTES_PER_ATOM / 2**30
 
 
+def trajectory(job: Job) -> np.ndarray:
+    """Return all geometries of which a run asked the forces: (n_calls, n_atoms, 3) float32, not wrapped; one rank."""
+    crystal = build(job.length, job.n_grains, lattice_constant=LATTICE_CONSTANT, seed=job.start)
+    lmp = _lammps(crystal.write_lammps, Path(job.potential))
+    visited: list[np.ndarray] = []
+
+    class Followed(_Watch):
+        def followed(self) -> None:
+            visited.append(_unwrapped(lmp))
+
+    try:
+        watch = Followed(lmp, 0)
+        (_by_ours if job.method == "frankenstein" else _by_lammps)(lmp, job, watch)
+    finally:
+        lmp.close()
+    return np.array(visited)
+
+
+def _unwrapped(lmp: Any) -> np.ndarray:
+    """Return the positions in the order of the polycrystal, through the walls of the box: (n_atoms, 3) float32."""
+    cell = np.array(lmp.extract_global("boxhi")) - np.array(lmp.extract_global("boxlo"))
+    images = np.array(lmp.gather_atoms("image", 0, 3)).reshape(-1, 3)
+    positions = np.array(lmp.gather_atoms("x", 1, 3)).reshape(-1, 3)
+    return (positions + images * cell).astype(np.float32)
+
+
+def energy_function(job: Job) -> tuple[Callable[[np.ndarray], float], Callable[[], None]]:
+    """Return a function of positions (n_atoms, 3) that gives their energy (eV), and one that ends it."""
+    crystal = build(job.length, job.n_grains, lattice_constant=LATTICE_CONSTANT, seed=job.start)
+    lmp = _lammps(crystal.write_lammps, Path(job.potential))
+
+    def energy(positions: np.ndarray) -> float:
+        wrapped = np.asarray(positions, float) % job.length
+        lmp.scatter_atoms("x", 1, 3, np.ctypeslib.as_ctypes(np.ascontiguousarray(wrapped).ravel()))
+        lmp.command("run 0 post no")
+        return float(lmp.get_thermo("pe"))
+
+    return energy, lmp.close
+
+
 def _is_nan(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
@@ -241,6 +291,9 @@ class _Watch:
             self.positions[name] = positions[np.argsort(ids.ravel())]
         self.noted[name] = {"calls": self.calls, "energy": energy, "fmax": fmax}
 
+    def followed(self) -> None:
+        """Look at a geometry of which the forces have been computed."""
+
     def largest(self) -> float:
         """Return the largest force on an atom, as it is now."""
         n_local = self.lmp.extract_global("nlocal")
@@ -263,6 +316,7 @@ def _by_ours(lmp: Any, job: Job, watch: _Watch) -> dict[str, Any]:
     def callback(calls: int, energy: float, fmax: float) -> None:
         watch.calls = calls
         watch.points.append((calls, energy, fmax))
+        watch.followed()
         if calls == job.at_calls:
             watch.note("calls", energy, fmax)
 
@@ -285,6 +339,7 @@ def _by_lammps(lmp: Any, job: Job, watch: _Watch) -> dict[str, Any]:
     def count(caller: Any, step: int, n_local: int, tags: Any, positions: Any, forces: Any) -> None:
         watch.calls += 1
         watch.fmax = watch.largest()
+        watch.followed()
         steps[int(step)] = (watch.calls, watch.fmax)
         if watch.calls == job.at_calls:
             watch.note("calls", math.nan, watch.fmax)
