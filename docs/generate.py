@@ -23,10 +23,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from cost_blocks import BLOCKS as COST_BLOCKS
 from network_blocks import BLOCKS as NETWORK_BLOCKS
 from network_blocks import NAMES as NETWORK_NAMES
 from network_blocks import findings as network_findings
-from optax_blocks import BLOCKS as OPTAX_BLOCKS
 from optimizer_table import optimizers_markdown
 from relaxation_blocks import BLOCKS as RELAXATION_BLOCKS
 from relaxation_blocks import findings
@@ -277,7 +277,7 @@ def block(name: str) -> str:
         "alignment-errors": alignment_table,
         "optimizer-rules": optimizers_markdown,
         **NETWORK_BLOCKS,
-        **OPTAX_BLOCKS,
+        **COST_BLOCKS,
         **RELAXATION_BLOCKS,
         **SPEED_BLOCKS,
         **STATE_BLOCKS,
@@ -308,9 +308,10 @@ def main(arguments: list[str]) -> int:
         charts.save(charts.tuning_overview(summaries), ROOT / "docs" / "images" / "tuning.png")
         charts.save(findings("table2").charts[0], ROOT / "docs" / "images" / "lj38.png")
         for name in NETWORK_NAMES:
-            charts.save(network_findings(name).charts[0], ROOT / "docs" / "images" / f"{name}.png")
+            for chart in network_findings(name).charts[:1]:
+                charts.save(chart, ROOT / "docs" / "images" / f"{name}.png")
             for picture in network_findings(name).pictures:
-                if picture.name.endswith(".gif"):  # the last frame of each is the still
+                if picture.name.endswith(".gif") or name == "fig6":  # the last frame of an animation is the still
                     (ROOT / "docs" / "images" / picture.name).write_bytes(picture.draw())
         with tempfile.TemporaryDirectory() as place:
             page = report.write_html(Path(place), compared("small"))

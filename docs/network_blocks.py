@@ -11,7 +11,8 @@ from relaxation_blocks import notes
 
 from frankenstein.compare.report.formats import markdown
 from frankenstein.compare.store.records import Format, Record, read
-from frankenstein.experiments import fig1, fig2, fig3, fig4, fig5, fig7, fig8, fig9, fig10, table1, table6
+from frankenstein.experiments import fig1, fig2, fig3, fig4, fig5, fig6, fig7, fig8, fig9, fig10, table1, table3, table6
+from frankenstein.experiments.alloys.runs import ALLOYS
 from frankenstein.experiments.experiment import Findings
 from frankenstein.experiments.fig1_descent import DESCENTS
 from frankenstein.experiments.fig10_runs import RUNS
@@ -29,7 +30,12 @@ NETWORKS: dict[str, Any] = {
     "fig9": fig9,
     "table6": table6,
 }
-OTHERS: dict[str, tuple[Any, Format]] = {"fig1": (fig1, DESCENTS), "fig10": (fig10, RUNS)}
+OTHERS: dict[str, tuple[Any, Format]] = {
+    "fig1": (fig1, DESCENTS),
+    "fig10": (fig10, RUNS),
+    "table3": (table3, ALLOYS),
+    "fig6": (fig6, ALLOYS),
+}
 NAMES = (*NETWORKS, *OTHERS)
 
 
@@ -45,7 +51,8 @@ def records(name: str) -> list[Record]:
 @cache
 def findings(name: str) -> Findings:
     if name in OTHERS:
-        found: Findings = OTHERS[name][0].findings(records(name))
+        folder = [RECORDS / name] if name == "fig6" else []  # where its atoms are, to be drawn
+        found: Findings = OTHERS[name][0].findings(records(name), *folder)
     else:
         problems = [problem.name for problem in NETWORKS[name].PROBLEMS]
         more = fig8.read_landscapes(RECORDS / name) if name == "fig8" else ()

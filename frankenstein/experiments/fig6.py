@@ -60,7 +60,7 @@ def _grains(length: float, n_grains: int, seed: int) -> Picture:
         crystal = build(length, n_grains, lattice_constant=runs.LATTICE_CONSTANT, seed=seed)
         return pictures.slice_by_grain(crystal.cell, crystal.positions, crystal.grain_idx)
 
-    return Picture("fig6-grains", f"The polycrystal as it was built: {n_grains} grains, one colour each.", draw)
+    return Picture("fig6-grains.png", f"The polycrystal as it was built: {n_grains} grains, one colour each.", draw)
 
 
 def _drawings(record: Record, path: Path) -> list[Picture]:
@@ -76,8 +76,10 @@ def _drawings(record: Record, path: Path) -> list[Picture]:
 
     what = "a slice, coloured by the structure around each atom"
     return [
-        Picture(f"fig6-structure-{method}", f"{title}: {what}.", partial(structures)),
-        Picture(f"fig6-lines-{method}", f"{title}: dislocations, coloured by their Burgers vector.", partial(lines)),
+        Picture(f"fig6-structure-{method}.png", f"{title}: {what}.", partial(structures)),
+        Picture(
+            f"fig6-lines-{method}.png", f"{title}: dislocations, coloured by their Burgers vector.", partial(lines)
+        ),
     ]
 
 

