@@ -13,6 +13,7 @@ import argparse
 import hashlib
 import math
 import os
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -143,16 +144,14 @@ class Job:
 
     def run(self) -> Record:
         """Minimise, analyse and return the record; on all ranks, of which the first has the whole of it."""
-        crystal = build(self.length, self.n_grains, lattice_constant=LATTICE_CONSTANT, seed=self.start)
-        lmp = _lammps(crystal.write_lammps, Path(self.potential))
+        lmp = _lammps(self)
         try:
-            if lmp.extract_setting("world_rank") > 0:
-                del crystal
             began = time.perf_counter()
             watch = _Watch(lmp, self.at_calls)
             minimise = _by_ours if self.method == "frankenstein" else _by_lammps
             outcome = minimise(lmp, self, watch)
             outcome["seconds"] = round(time.perf_counter() - began, 3)
+            outcome["gib"] = round(sum(lmp.get_mpi_comm().allgather(_peak())) / 2**30, 3)
             watch.note("end", outcome["energy"], outcome["fmax"])
             n_atoms, n_ranks = int(lmp.get_natoms()), lmp.extract_setting("world_size")
             if lmp.extract_setting("world_rank") == 0:
@@ -200,8 +199,7 @@ def memory(n_atoms: int) -> float:
 
 def trajectory(job: Job) -> np.ndarray:
     """Return all geometries of which a run asked the forces: (n_calls, n_atoms, 3) float32, not wrapped; one rank."""
-    crystal = build(job.length, job.n_grains, lattice_constant=LATTICE_CONSTANT, seed=job.start)
-    lmp = _lammps(crystal.write_lammps, Path(job.potential))
+    lmp = _lammps(job)
     visited: list[np.ndarray] = []
 
     class Followed(_Watch):
@@ -226,8 +224,7 @@ def _unwrapped(lmp: Any) -> np.ndarray:
 
 def energy_function(job: Job) -> tuple[Callable[[np.ndarray], float], Callable[[], None]]:
     """Return a function of positions (n_atoms, 3) that gives their energy (eV), and one that ends it."""
-    crystal = build(job.length, job.n_grains, lattice_constant=LATTICE_CONSTANT, seed=job.start)
-    lmp = _lammps(crystal.write_lammps, Path(job.potential))
+    lmp = _lammps(job)
 
     def energy(positions: np.ndarray) -> float:
         wrapped = np.asarray(positions, float) % job.length
@@ -242,17 +239,28 @@ def _is_nan(value: Any) -> bool:
     return isinstance(value, float) and not math.isfinite(value)
 
 
-def _lammps(write: Callable[[str, Sequence[float]], None], potential: Path) -> Any:
-    """Return a LAMMPS with the atoms and their forces."""
+def _peak() -> int:
+    """Return the largest memory that this process has had, in bytes."""
+    import resource
+
+    size = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return size if sys.platform == "darwin" else 1024 * size
+
+
+def _lammps(job: Job) -> Any:
+    """Return a LAMMPS with the atoms and their forces; the first rank alone makes the polycrystal."""
     from frankenstein.lammps import load
 
+    potential = Path(job.potential)
     lmp = load(["-log", "none", "-screen", "none"])
     comm = lmp.get_mpi_comm()
     path = ""
     if comm.rank == 0:
         handle, path = tempfile.mkstemp(suffix=".data")
         os.close(handle)
-        write(path, list(ELEMENTS.values()))
+        crystal = build(job.length, job.n_grains, lattice_constant=LATTICE_CONSTANT, seed=job.start)
+        crystal.write_lammps(path, list(ELEMENTS.values()))
+        del crystal
     path = comm.bcast(path)
     elements = " ".join(ELEMENTS)
     lmp.commands_string(f"""units metal
@@ -436,7 +444,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if MPI.COMM_WORLD.rank == 0:
         with appending(options.out, print, ALLOYS) as (_, append):
             append(record)
-        names = ("n_atoms", "n_ranks", "reason", "calls", "energy", "fmax", "seconds")
+        names = ("n_atoms", "n_ranks", "reason", "calls", "energy", "fmax", "seconds", "gib")
         print(", ".join(f"{name} {record[name]}" for name in names))
     return 0
 
