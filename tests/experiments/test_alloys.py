@@ -52,7 +52,9 @@ def test_records_say_what_a_run_has_done(found, folder, shared):
     assert len(found) == 8
     for record in found:
         ends = record["structures"]["end"]
-        assert record["n_ranks"] == 1 and 0.01 < record["gib"] < 2.0 and record["calls"] <= 65  # HFTN ends its iteration
+        assert (
+            record["n_ranks"] == 1 and 0.01 < record["gib"] < 2.0 and record["calls"] <= 65
+        )  # HFTN ends its iteration
         assert (record["fmax"] <= 0.3) == record["converged"] == (record["reason"] == "converged")
         assert ends["calls"] == record["calls"] and ends["energy"] == record["energy"]
         assert math.isclose(sum(ends["fractions"].values()), 1.0, abs_tol=1e-3)

@@ -72,7 +72,19 @@ def positions(lmp):
     return np.array(lmp.gather_atoms("x", 1, 3)).reshape(-1, 3)
 
 
-def run(commands, options, rule=None, start=None):
+def fail_on(rank):
+    """Return a callback that fails on one rank."""
+
+    def callback(calls, energy, fmax):
+        from mpi4py import MPI
+
+        if calls == 3 and MPI.COMM_WORLD.rank == rank:
+            raise ZeroDivisionError("one by zero")
+
+    return callback
+
+
+def run(commands, options, rule=None, start=None, fails_on=None):
     lmp = started(commands)
     if start is not None:
         lmp.scatter_atoms("x", 1, 3, np.ctypeslib.as_ctypes(np.array(start).ravel()))
@@ -80,7 +92,8 @@ def run(commands, options, rule=None, start=None):
     before, path = owners(lmp), []
     if rule is not None:
         options = {**options, "rule": RelaxationRule(**rule)}
-    found = minimize(lmp, callback=lambda *values: path.append(values), **options)
+    callback = (lambda *values: path.append(values)) if fails_on is None else fail_on(fails_on)
+    found = minimize(lmp, callback=callback, **options)
     after = owners(lmp)
     return {
         **vars(found),
@@ -94,7 +107,10 @@ def run(commands, options, rule=None, start=None):
 if __name__ == "__main__":
     try:
         told = run(**json.loads(sys.argv[1]))
-    except (ValueError, RuntimeError) as error:
-        told = {"error": str(error), "is_first": True}
+    except (ValueError, RuntimeError, ZeroDivisionError) as error:
+        from mpi4py import MPI
+
+        every = MPI.COMM_WORLD.gather(f"{type(error).__name__}: {error}")
+        told = {"errors": every, "is_first": every is not None}
     if told.pop("is_first"):
         print(json.dumps(told), flush=True)

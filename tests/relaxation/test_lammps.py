@@ -26,6 +26,11 @@ from frankenstein.relaxation.systems import SharedSystem
 
 HERE = Path(__file__).parent
 MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+EMPTY_RANKS = (
+    copper((12, 3, 3), displaced=0.1) + "region much block 2.2 INF INF INF INF INF\ndelete_atoms region much\n"
+)
+"""Copper in one end of a long box: there are ranks without an atom."""
+
 SAME = 1e-9  # relative, of energies: sums in another order, over some tens of steps that amplify it
 
 
@@ -88,8 +93,9 @@ def test_the_trajectory_is_that_of_relax():
         copper((4, 5, 6), boundary="s s s"),
         copper((4, 4, 5), box="prism", skew="1.0 0.5 -0.5"),
         copper((3, 3, 8), boundary="p s p", displaced=0.1),
+        EMPTY_RANKS,
     ],
-    ids=["migration", "cluster", "triclinic", "slab"],
+    ids=["migration", "cluster", "triclinic", "slab", "empty ranks"],
 )
 def test_one_two_and_four_ranks_give_the_same_energies(commands):
     case = {"commands": commands, "options": {"fmax": 1e-3, "maxcalls": 40}, "rule": {"memory": 6}}
@@ -250,6 +256,11 @@ def test_a_callback_stops_the_run_and_its_errors_are_its_own():
     assert minimize(lmp, fmax=1e-3).converged  # nothing of the failed run is left
 
 
+def test_an_error_on_one_rank_is_an_error_on_all():
+    told = on_ranks(2, commands=copper((3, 3, 3)), options={"fmax": 1e-3}, fails_on=1)
+    assert told["errors"] == ["RuntimeError: on rank 1: one by zero", "ZeroDivisionError: one by zero"]
+
+
 # Errors ---------------------------------------------------------------------------------------------------------------
 
 
@@ -302,9 +313,8 @@ def test_every_style_of_units_has_a_step():
 # Checkpoints ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("n_ranks", [1, 2])
-def test_stopping_and_going_on_is_not_stopping(tmp_path, n_ranks):
-    commands = copper(displaced=0.5)
+@pytest.mark.parametrize("n_ranks, commands", [(1, copper(displaced=0.5)), (4, EMPTY_RANKS)], ids=["one", "four"])
+def test_stopping_and_going_on_is_not_stopping(tmp_path, n_ranks, commands):
     case = {"commands": commands, "rule": {"memory": 6}}
     whole = on_ranks(1, options={"fmax": 1e-3, "maxcalls": 40}, **case)
     options = {"fmax": 1e-3, "checkpoint": str(tmp_path / "run.checkpoint")}
