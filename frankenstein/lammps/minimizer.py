@@ -207,11 +207,11 @@ class _Run:
                 self._go_on(checkpoint)
             self.maxcalls = max(maxcalls, self.calls + 1)
             self._command(f"run {self.maxcalls - self.calls} post no")
-            if self.error is None and self.lmp.last_thermo().get("Step") != self.lmp.extract_global("ntimestep"):
+            self._raise_everywhere(bool(interrupted))
+            if self.lmp.last_thermo().get("Step") != self.lmp.extract_global("ntimestep"):
                 self.reason, reason = "stopped", self.reason  # forces once more, for the last line of thermo
                 self._command("run 0 post no")
                 self.reason = reason
-        self._raise_everywhere(bool(interrupted))
         assert self.reason is not None
         return Minimized(self.energy, self.largest, self.largest <= self.fmax, self.reason, self.calls)
 

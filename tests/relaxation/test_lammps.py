@@ -27,7 +27,7 @@ from frankenstein.relaxation.systems import SharedSystem
 HERE = Path(__file__).parent
 MPIEXEC = shutil.which("mpiexec", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
 EMPTY_RANKS = (
-    copper((12, 3, 3), displaced=0.1) + "region much block 2.2 INF INF INF INF INF\ndelete_atoms region much\n"
+    copper((12, 3, 3), displaced=0.3) + "region much block 2.2 INF INF INF INF INF\ndelete_atoms region much\n"
 )
 """Copper in one end of a long box: there are ranks without an atom."""
 
@@ -316,8 +316,8 @@ def test_every_style_of_units_has_a_step():
 @pytest.mark.parametrize("n_ranks, commands", [(1, copper(displaced=0.5)), (4, EMPTY_RANKS)], ids=["one", "four"])
 def test_stopping_and_going_on_is_not_stopping(tmp_path, n_ranks, commands):
     case = {"commands": commands, "rule": {"memory": 6}}
-    whole = on_ranks(1, options={"fmax": 1e-3, "maxcalls": 40}, **case)
-    options = {"fmax": 1e-3, "checkpoint": str(tmp_path / "run.checkpoint")}
+    whole = on_ranks(1, options={"fmax": 1e-12, "maxcalls": 40}, **case)
+    options = {"fmax": 1e-12, "checkpoint": str(tmp_path / "run.checkpoint")}
     begun = on_ranks(2, options={**options, "maxcalls": 25}, **case)
     rest = on_ranks(n_ranks, options={**options, "maxcalls": 40}, **case)
     assert begun["calls"] == 25 and rest["calls"] == 40 and len(rest["path"]) == 16
