@@ -28,4 +28,6 @@ result = minimize(lmp, fmax=1e-3)
 
 if lmp.extract_setting("world_rank") == 0:
     n_atoms = int(lmp.get_natoms())
-    print(f"{n_atoms} atoms: {result.reason} after {result.calls} force calls, {result.energy / n_atoms:.5f} eV per atom")
+    print(
+        f"{n_atoms} atoms: {result.reason} after {result.calls} force calls, {result.energy / n_atoms:.5f} eV per atom"
+    )
