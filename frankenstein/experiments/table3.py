@@ -7,7 +7,7 @@ how to run the published box, and shows what such runs have left in the folder.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -42,10 +42,10 @@ PUBLISHED = {
 
 def reproduce(options: Options) -> Findings:
     """Minimise every polycrystal with every method."""
-    return findings(records(options, GRAINS, N_SEEDS))
+    return findings(records(options, GRAINS, range(N_SEEDS)))
 
 
-def records(options: Options, grains: Iterable[int], n_seeds: int) -> list[Record]:
+def records(options: Options, grains: Iterable[int], seeds: Sequence[int]) -> list[Record]:
     """Run what the folder lacks of these polycrystals, and return all records."""
     potential = (options.data or Path()) / runs.POTENTIAL
     if options.data is None or not all((potential / name).exists() for name in runs.FILES):
@@ -59,7 +59,7 @@ def records(options: Options, grains: Iterable[int], n_seeds: int) -> list[Recor
     todo = [
         Job(LENGTH, n_grains, seed, method, str(potential), FMAX, MAXCALLS, AT_CALLS, str(options.out))
         for n_grains in grains
-        for seed in range(min(options.n_starts or n_seeds, n_seeds))
+        for seed in seeds[: options.n_starts]
         for method in options.methods or METHODS
     ]
     with local_executor(options.workers, 1, 0.0) as executor:
@@ -89,16 +89,19 @@ def _published_box(options: Options, potential: Path) -> list[Record]:
 
 def findings(found: list[Record]) -> Findings:
     """Return tables, figures and sentences from the records."""
-    boxes = list(dict.fromkeys((r["box"]["length"], r["box"]["n_grains"]) for r in found))
-    by_box = {box: [r for r in found if (r["box"]["length"], r["box"]["n_grains"]) == box] for box in boxes}
-    complete = [one for own in by_box.values() for one in _complete(own)]
+    complete = _complete(found)
+    if not complete:
+        raise ExperimentError("no polycrystal has been run with every method")
+    by_box = {
+        box: [r for r in complete if _start(r)[:2] == box] for box in dict.fromkeys(_start(r)[:2] for r in complete)
+    }
     tables = [_table(complete, "table3", "All polycrystals")]
     for (length, n_grains), own in by_box.items():
-        if len(by_box) > 1 and _complete(own):
-            tables.append(_table(_complete(own), f"table3-{n_grains}", f"{n_grains} grains in {length / 10:g} nm"))
+        if len(by_box) > 1:
+            tables.append(_table(own, f"table3-{n_grains}", f"{n_grains} grains in {length / 10:g} nm"))
     tables.append(_published())
     failures = dict.fromkeys(r["reason"] for r in found if r["reason"].startswith("failed: "))
-    charts = [_descent(own, f"{n_grains} grains") for (_, n_grains), own in by_box.items() if _complete(own)]
+    charts = [_descent(own, f"{n_grains} grains") for (_, n_grains), own in by_box.items()]
     return Findings("Table 3: polycrystals of CoNiCrFeMn", [*_sentences(complete), *failures], tables, charts)
 
 
@@ -234,8 +237,8 @@ def _sentences(found: list[Record]) -> list[str]:
 
 def _descent(found: list[Record], title: str) -> Chart:
     """Return the energy above the lowest end, per force call, of the first polycrystal of a box."""
-    first = min(r["start"] for r in _complete(found))
-    own = [r for r in _complete(found) if r["start"] == first]
+    first = min(r["start"] for r in found)
+    own = [r for r in found if r["start"] == first]
     lowest = min(r["energy"] for r in own)
     points = []
     for r in sorted(own, key=lambda r: list(METHODS).index(r["method"])):

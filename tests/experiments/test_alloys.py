@@ -117,6 +117,10 @@ def test_table_3_of_the_records(found):
 def test_a_polycrystal_that_a_method_lacks_is_left_out(found):
     lacking = [r for r in found if not (r["method"] == "cg" and r["start"] == 1)]
     assert {len(values) for values in table3.above(table3._complete(lacking), "end").values()} == {1}
+    bigger = [{**r, "box": {**r["box"], "n_grains": 3}} for r in found if r["method"] in ("frankenstein", "fire")]
+    assert len(table3.findings(lacking + bigger).charts) == 1  # of the other box every polycrystal lacks two methods
+    with pytest.raises(ExperimentError, match="no polycrystal has been run with every method"):
+        table3.findings([r for r in found if (r["method"], r["start"]) in (("cg", 0), ("fire", 1))])
 
 
 def test_figure_6_of_the_records(found, folder):
