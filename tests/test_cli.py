@@ -106,6 +106,22 @@ def test_a_killed_run_goes_on_where_it_stopped(start, finished, tmp_path, kill):
     assert scores(tmp_path) == scores(finished[0])
 
 
+def test_a_polite_kill_ends_a_run_in_the_background_of_a_script(start, tmp_path):
+    """There shells have Ctrl-C ignored, and only SIGTERM is heard."""
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        process = start("compare", *SMALL, "--out", tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    wait_for_records(tmp_path, 2, process)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.2)
+    assert process.poll() is None
+    process.send_signal(signal.SIGTERM)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130 and "stopped; " in err and "Traceback" not in err
+
+
 def workers_of(process):
     """The process ids of a run's workers, from /proc."""
     found = []

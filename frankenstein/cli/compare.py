@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from frankenstein.cli import folders
 from frankenstein.cli.inputs import UsageError, amount, choose, count, folder, need, positive, say
-from frankenstein.compare.interrupts import interrupts_blocked
+from frankenstein.compare.interrupts import interrupts_blocked, take_polite_kill_for_interrupt
 from frankenstein.compare.suites import SUITES
 
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ def run(options: argparse.Namespace) -> int:
         comparison, execution = _comparison(options), _execution(options)
     except CatalogError as error:
         raise UsageError(str(error)) from None
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # a polite kill is a Ctrl-C
+    take_polite_kill_for_interrupt()
     kept = f"are kept in {options.out}: `{comparison.command()} {_execution_words(options)}` goes on"
     with terminal.progress() as counter:
         try:

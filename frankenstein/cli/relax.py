@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frankenstein.cli.inputs import UsageError, amount, choose, folder, need, positive, say
-from frankenstein.compare.interrupts import interrupts_blocked
+from frankenstein.compare.interrupts import interrupts_blocked, take_polite_kill_for_interrupt
 
 if TYPE_CHECKING:
     from frankenstein.structures.running import Outcome
@@ -96,7 +96,7 @@ def run(options: argparse.Namespace) -> int:
         options.compare = "".join(options.compare.split()).lower()
     compare = choose("optimizer", [options.compare], RIVALS, ()) if options.compare is not None else ()
     words = command(options)
-    before = signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # a polite kill is a Ctrl-C
+    before = take_polite_kill_for_interrupt()
     values = {
         name: value for name, value in vars(options).items() if name not in ("run", "command", "files", "compare")
     }

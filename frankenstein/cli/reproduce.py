@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from frankenstein.cli.inputs import UsageError, choose, folder, need, positive, say
-from frankenstein.compare.interrupts import interrupts_blocked
+from frankenstein.compare.interrupts import interrupts_blocked, take_polite_kill_for_interrupt
 from frankenstein.experiments import EXPERIMENTS, Experiment, has_weights, is_installed
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ def _one(experiment: Experiment, options: argparse.Namespace, out: Path) -> tupl
         return None, 0
     if experiment.name != "table4" and (options.structures or options.calculator):
         raise UsageError("--structures and --calculator belong to table4")
-    signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))  # a polite kill is a Ctrl-C
+    take_polite_kill_for_interrupt()
     with _Bar() as bar:
         try:
             asked = _asked(options, out, bar, module)

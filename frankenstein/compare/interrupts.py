@@ -7,6 +7,29 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
+
+
+def take_polite_kill_for_interrupt() -> Any:
+    """Make SIGTERM do what Ctrl-C does, also where a shell has Ctrl-C ignored: for a job in the background of a script.
+
+    Returns:
+        The handler of SIGTERM before.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        is_killed: list[bool] = []
+
+        def interrupt(*_: Any) -> None:
+            if is_killed:
+                raise KeyboardInterrupt
+
+        def kill(*_: Any) -> None:
+            is_killed.append(True)
+            signal.raise_signal(signal.SIGINT)
+
+        signal.signal(signal.SIGINT, interrupt)  # a Ctrl-C is ignored as before
+        return signal.signal(signal.SIGTERM, kill)
+    return signal.signal(signal.SIGTERM, lambda *_: signal.raise_signal(signal.SIGINT))
 
 
 @contextmanager
