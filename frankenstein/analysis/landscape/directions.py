@@ -70,4 +70,5 @@ def _like(filters: np.ndarray, generator: np.random.Generator) -> np.ndarray:
 
 
 def _norms(filters: np.ndarray) -> np.ndarray:
-    return np.sqrt(np.einsum("ij,ij->i", filters, filters, dtype=np.float64))[:, None]
+    squares = np.square(filters, dtype=np.float64)
+    return np.sqrt(squares.sum(1))[:, None]  # row by row: einsum's last bit depends on how many rows there are
