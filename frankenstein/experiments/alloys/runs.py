@@ -66,7 +66,7 @@ TIMESTEP = 0.001  # ps, of FIRE: LAMMPS's default, and on other seeds better tha
 N_POINTS = 120  # of a curve
 SCHEMA = 1
 BYTES_PER_ATOM = 8 * 1024
-"""Of a run of ours with this potential: measured, see docs/table3.md."""
+"""Of a run of ours with this potential: an estimate, not measured yet."""
 
 
 def _check(record: Record) -> str:
