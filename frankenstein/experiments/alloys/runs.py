@@ -29,6 +29,7 @@ from frankenstein.compare.store.provenance import provenance
 from frankenstein.compare.store.records import Format, Record, appending
 from frankenstein.experiments.alloys.dislocations import Analysis, analyse
 from frankenstein.experiments.alloys.polycrystal import build
+from frankenstein.experiments.relaxations.runner import OUTCOME, check_numbers, plain
 
 __all__ = [
     "ALLOYS",
@@ -69,38 +70,19 @@ BYTES_PER_ATOM = 8 * 1024
 """Of a run of ours with this potential: an estimate, not measured yet."""
 
 
-def _check(record: Record) -> str:
-    for name in ("energy", "fmax"):
-        value = record.get(name)
-        if value is not None and not (isinstance(value, int | float) and math.isfinite(value)):
-            return f"has {str(value)[:20]!r} in {name!r}"
-    return ""
-
-
 ALLOYS = Format(
     SCHEMA,
     {
-        "cell": str,
+        **OUTCOME,
         "box": {"length": Real, "n_grains": int, "potential": str},
-        "method": str,
-        "method_title": str,
         "settings": str,
-        "start": int,
-        "n_atoms": int,
         "n_ranks": int,
         "fmax_wanted": Real,
         "maxcalls": int,
-        "calls": int,
-        "converged": bool,
-        "reason": str,
-        "seconds": Real,
         "curve": list,
         "structures": dict,
-        "preset": str,
-        "finished_at": str,
-        "provenance": {"versions": dict, "system": str, "device": str},
     },
-    _check,
+    check_numbers,
 )
 """The records of these experiments; `energy` and `fmax` are numbers or null."""
 
@@ -179,7 +161,7 @@ class Job:
             "fmax_wanted": self.fmax,
             "maxcalls": self.maxcalls,
             **{"n_ranks": 0, "curve": [], "structures": {}},
-            **{name: None if _is_nan(value) else value for name, value in outcome.items()},
+            **{name: plain(value) for name, value in outcome.items()},
             "converged": outcome["reason"] == "converged",
             "preset": self.preset,
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -233,10 +215,6 @@ def energy_function(job: Job) -> tuple[Callable[[np.ndarray], float], Callable[[
         return float(lmp.get_thermo("pe"))
 
     return energy, lmp.close
-
-
-def _is_nan(value: Any) -> bool:
-    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _peak() -> int:

@@ -12,6 +12,7 @@ from numbers import Real
 from pathlib import Path
 from typing import Any, Protocol
 
+from frankenstein.compare import executors
 from frankenstein.compare.executors import Executor, WorkerError
 from frankenstein.compare.interrupts import interrupts_held
 from frankenstein.compare.store.provenance import provenance
@@ -24,7 +25,7 @@ Progress = Callable[[int, int, str], None]
 """Called with how many runs are done, how many there are, and what ended last."""
 
 
-def _check(record: Record) -> str:
+def check_numbers(record: Record) -> str:
     """Energy and force may be missing only where the method never got a finite one."""
     for name in ("energy", "fmax"):
         value = record.get(name)
@@ -33,25 +34,30 @@ def _check(record: Record) -> str:
     return ""
 
 
+OUTCOME = {
+    "cell": str,
+    "method": str,
+    "method_title": str,
+    "start": int,
+    "n_atoms": int,
+    "calls": int,
+    "converged": bool,
+    "reason": str,
+    "seconds": Real,
+    "preset": str,
+    "finished_at": str,
+    "provenance": {"versions": dict, "system": str, "device": str},
+}
+"""What every record of a minimisation has."""
+
 RELAXATIONS = Format(
     SCHEMA,
     {
-        "cell": str,
+        **OUTCOME,
         "kind": str,
         "kind_config": {"recipe": str, "fmax": Real, "maxcalls": int, "source": str},
-        "method": str,
-        "method_title": str,
-        "start": int,
-        "n_atoms": int,
-        "calls": int,
-        "converged": bool,
-        "reason": str,
-        "seconds": Real,
-        "preset": str,
-        "finished_at": str,
-        "provenance": {"versions": dict, "system": str, "device": str},
     },
-    _check,
+    check_numbers,
 )
 """The records of these experiments; `energy` and `fmax` are numbers or null."""
 
@@ -114,7 +120,7 @@ class Job:
             "method_title": find_method(self.method).title,
             "start": self.start,
             "n_atoms": n_atoms,
-            **{name: _plain(value) for name, value in outcome.items()},
+            **{name: plain(value) for name, value in outcome.items()},
             "converged": outcome["reason"] == "converged",
             "preset": self.preset,
             "finished_at": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -122,7 +128,7 @@ class Job:
         }
 
 
-def _plain(value: Any) -> Any:
+def plain(value: Any) -> Any:
     """JSON has no NaN."""
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
@@ -138,31 +144,8 @@ def jobs(kinds: Iterable[str], methods: Iterable[str], n_starts: dict[str, int],
     ]
 
 
-class Run(Protocol):
+class Run(executors.Job, Protocol):
     """A run: what `Job` is here, and other experiments' jobs are."""
-
-    @property
-    def n_cpus(self) -> int:
-        """Cores."""
-
-    @property
-    def n_gpus(self) -> float:
-        """GPUs."""
-
-    @property
-    def timeout(self) -> float | None:
-        """Seconds it may take; None: as long as it likes."""
-
-    @property
-    def modules(self) -> tuple[str, ...]:
-        """What a worker imports first."""
-
-    @property
-    def key(self) -> str:
-        """Name of the run in the records."""
-
-    def run(self) -> Record:
-        """Do it and return its record."""
 
     def record(self, n_atoms: int, **outcome: Any) -> Record:
         """Return the record of an outcome."""
