@@ -43,7 +43,7 @@ def system(n_cells: int) -> Any:
         create_atoms 1 box
         pair_style eam/alloy
         pair_coeff * * {potential} Cu
-        displace_atoms all random 0.1 0.1 0.1 12345
+        displace_atoms all random 0.1 0.1 0.1 12345 units box
         neigh_modify every 1 delay 0 check yes
         thermo 0
         thermo_style custom step pe

@@ -196,6 +196,7 @@ class _Run:
         self.error: BaseException | None = None
         self.shared = _start(rule.memory, maxstep)  # the part of the state that is the same on all ranks
         self.n_atoms = int(lmp.get_natoms())
+        self.scratch = np.empty((0, 3))  # for the gradient: new memory costs more than what is written to it
 
     # Around LAMMPS's run ----------------------------------------------------------------------------------------------
 
@@ -290,7 +291,9 @@ class _Run:
             return
         self.calls += 1
         energy = float(lmp.extract_compute(f"{PREFIX}pe", 0, 0))
-        gradient = -_extract(lmp, "f", n_local)
+        if len(self.scratch) < n_local:
+            self.scratch = np.empty((n_local, 3))
+        gradient = np.negative(_extract(lmp, "f", n_local), out=self.scratch[:n_local])
         system = SharedSystem(n_local, reduce=self._reduce if self.comm is not None else None)
         square, n_atoms = self._sums(float(np.vdot(gradient, gradient)), n_local)
         if n_atoms != self.n_atoms:
@@ -319,9 +322,8 @@ class _Run:
         if self._is_lost(displacement, system):
             self._stop("stalled")
             return
-        own = {name: getattr(self._arrays(n_local)[1], name) for name in ("gradient", "displacement")}
-        own["gradient"][:] = gradient
-        own["displacement"][:] = displacement
+        for name, value in {"gradient": gradient, "displacement": displacement}.items():
+            _extract(lmp, f"d2_{PREFIX}{name}", n_local)[:] = value
         moved += displacement
         self.shared = {name: field for name, field in state._asdict().items() if name not in ARRAYS}
 

@@ -193,14 +193,19 @@ def update(
     pull = systems.longest(gradient)
     first = rule.first_step * limit / xp.where(pull > 0.0, pull, xp.ones_like(pull))
     scale = xp.where(state.n_pairs > 0, rule.acceleration * state.secant, first)
+    before = systems.longest(state.displacement)
     direction = _quasi_newton(state, gradient, systems, scale, *along)
-    longest, before = systems.longest(direction), systems.longest(state.displacement)
+    longest = systems.longest(direction)
     shorten = xp.where(longest > limit, limit / xp.where(longest > 0.0, longest, xp.ones_like(longest)), 1.0)
-    displacement = -direction * systems.spread(shorten)[:, None]
     # where atoms came apart that had overlapped, the last secant says nothing any more: measure the curvature here
     is_least = longest < LEAST_STEP * before
     least = LEAST_STEP * before / xp.where(pull > 0.0, pull, xp.ones_like(pull))
-    displacement = xp.where(systems.spread(is_least)[:, None], -gradient * systems.spread(least)[:, None], displacement)
+
+    def step(direction: Array, gradient: Array) -> Array:
+        along, down = (systems.spread(scalar)[:, None] for scalar in (shorten, least))
+        return xp.where(systems.spread(is_least)[:, None], -gradient * down, -direction * along)
+
+    displacement = systems.map(step, (direction, gradient), out=direction)
     return displacement, state._replace(
         n_steps=state.n_steps + 1, step_limit=limit, gradient=gradient, displacement=displacement
     )
@@ -215,25 +220,31 @@ def _remember(
         The state, the slope at the end of that displacement, and the products of the gradient with all remembered
         displacements and changes, (n_systems, memory) each.
     """
-    xp, u = systems.xp, state.displacement
-    change = gradient - state.gradient
-    uu, cc, uc, ug, before = systems.inner([(u, u), (change, change), (u, change), (u, gradient), (u, state.gradient)])
+    xp = systems.xp
+    vectors = (state.displacement, gradient, state.gradient)
+
+    def products(u: Array, gradient: Array, gradient_before: Array) -> list[tuple[Array, Array]]:
+        change = gradient - gradient_before
+        return [(u, u), (change, change), (u, change), (u, gradient), (u, gradient_before)]
+
+    uu, cc, uc, ug, before = systems.inner(products, vectors)
     one = xp.ones_like(uu)
     slope = ug / xp.where(before != 0.0, abs(before), one)
     is_new = (uu > 0.0) & (cc > 0.0) & xp.isfinite(uu * cc)
     uu, cc, uc = (xp.where(is_new, value, one) for value in (uu, cc, uc))
     # relaxed maximum: turn the change towards the displacement until its curvature is a share of the largest possible
     lift = xp.clip(rule.alignment * xp.sqrt(uu * cc) - uc, 0.0, None) / uu
-    change = change + systems.spread(lift)[:, None] * u
     lifted_cc = cc + lift * (2.0 * uc + lift * uu)
     norm_u, norm_c = xp.sqrt(uu), xp.sqrt(lifted_cc)
     secant = xp.where(is_new, abs(uc) / cc, state.secant)
 
+    def pair(u: Array, gradient: Array, gradient_before: Array) -> tuple[Array, Array]:
+        by_lift, by_u, by_c = (systems.spread(scalar)[:, None] for scalar in (lift, norm_u, norm_c))
+        return u / by_u, (gradient - gradient_before + by_lift * u) / by_c
+
     slots = state.n_pairs % rule.memory
-    change = change / systems.spread(norm_c)[:, None]
-    systems.store(state.directions, slots, u / systems.spread(norm_u)[:, None], is_new)
-    systems.store(state.changes, slots, change, is_new)
-    with_directions, with_changes, *along = systems.dots((state.directions, state.changes), (change, gradient))
+    tables = (state.directions, state.changes)
+    with_directions, with_changes, *along = systems.store_and_dot(tables, slots, is_new, pair, vectors, gradient)
     # the new pair's row and column take the place of the oldest's
     rows = xp.nonzero(is_new)[0] if xp.__name__ == "numpy" else xp.nonzero(is_new)[:, 0]
     slot = slots[rows]
@@ -261,8 +272,8 @@ def _quasi_newton(
     rest = along_changes - _times(state.change_change, back)
     forth = state.direction_change_diag * back / state.curvatures - scale[:, None] * rest
     forth = _times(xp.swapaxes(state.direction_change_inv, 1, 2), forth)
-    start = systems.spread(scale)[:, None] * (gradient - systems.combine(state.changes, back))
-    return start + systems.combine(state.directions, forth)
+    tables, weights = (state.directions, state.changes), (forth, -scale[:, None] * back)
+    return systems.combine(scale, gradient, tables, weights, out=state.displacement)
 
 
 def _times(matrices: Array, vectors: Array) -> Array:

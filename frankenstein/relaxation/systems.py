@@ -1,13 +1,15 @@
 """Which atom belongs to which system, and the sums and maxima over the atoms of a system.
 
 This is all that the relaxation rule needs to know about arrays beyond their operators: it makes one body of it serve
-numpy, torch (on a GPU too) and the ranks of an MPI program. Sums run over the atoms of one system in their order,
-whatever else is in the batch, so a system's numbers do not depend on its neighbours.
+numpy, torch (on a GPU too) and the ranks of an MPI program. What the rule does with every atom it hands over as
+functions of rows, so that a large system can be gone through in pieces that fit into a processor's cache. Sums run over
+the atoms of one system in their order, whatever else is in the batch, so a system's numbers do not depend on its
+neighbours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from numbers import Real
 from typing import Any, Literal
 
@@ -16,6 +18,10 @@ import numpy as np
 Array = Any  # numpy.ndarray or torch.Tensor
 
 Reduce = Callable[[Array, Literal["sum", "max"]], Array]
+Products = Callable[..., list[tuple[Array, Array]]]  # of rows of some arrays
+
+PIECE = 4096
+"""Atoms of a shared system that are gone through at a time: two megabytes for a memory of 20 steps."""
 
 
 def namespace(array: Array) -> Any:
@@ -92,35 +98,68 @@ class Systems:
             largest = self.xp.segment_reduce(values, "max", lengths=self._lengths, axis=0, initial=0.0)
         return self._reduce(largest, "max") if self._reduce else largest
 
-    def inner(self, pairs: list[tuple[Array, Array]]) -> list[Array]:
-        """Return the inner product of each pair of (n_atoms, n_dims) arrays in each system: (n_systems,) each."""
-        sums = self.sum(self.xp.stack([(one * other).sum(-1) for one, other in pairs], -1))
-        return [sums[:, i] for i in range(len(pairs))]
+    def inner(self, products: Products, arrays: tuple[Array, ...]) -> list[Array]:
+        """Return the inner products, in each system, of the pairs that `products` makes of the arrays' rows.
 
-    def dots(self, tables: tuple[Array, ...], vectors: tuple[Array, ...]) -> list[Array]:
-        """Return the inner products of the columns of tables with vectors, in one sum over all processes.
+        Args:
+            products: Takes rows of the arrays; returns pairs of (n_rows, n_dims).
+            arrays: Of (n_atoms, n_dims).
+
+        Returns:
+            Of (n_systems,), one for each pair.
+        """
+        sums = self.sum(self.xp.stack([(one * other).sum(-1) for one, other in products(*arrays)], -1))
+        return [sums[:, i] for i in range(sums.shape[1])]
+
+    def map(self, function: Callable[..., Array], arrays: tuple[Array, ...], out: Array) -> Array:
+        """Return what a function makes of the rows of arrays (n_atoms, n_dims); `out` may be overwritten by it."""
+        return function(*arrays)
+
+    def store_and_dot(
+        self,
+        tables: tuple[Array, Array],
+        slots: Array,
+        is_stored: Array,
+        pair: Callable[..., tuple[Array, Array]],
+        arrays: tuple[Array, ...],
+        vector: Array,
+    ) -> list[Array]:
+        """Store a new column in each of two tables, and take inner products of all columns, in one sum over processes.
 
         Args:
             tables: Of (n_atoms, memory, n_dims).
-            vectors: Of (n_atoms, n_dims).
+            slots: (n_systems,) the place of the new columns,
+            is_stored: (n_systems,) in systems that have some.
+            pair: Takes rows of the arrays; returns those of the new columns, (n_rows, n_dims) each.
+            arrays: Of (n_atoms, n_dims).
+            vector: (n_atoms, n_dims).
 
         Returns:
-            Of (n_systems, memory): those of the first vector with every table, then those of the second.
+            Of (n_systems, memory): the products of each table with the second table's new column, then with the vector.
         """
-        memory = tables[0].shape[1]
-        every = self.sum(
-            self.xp.concatenate([(table @ vector[:, :, None])[:, :, 0] for vector in vectors for table in tables], -1)
-        )
-        return [every[:, i : i + memory] for i in range(0, every.shape[1], memory)]
+        new, atoms = pair(*arrays), self.spread(is_stored)
+        for table, column in zip(tables, new, strict=True):
+            table[atoms, self.spread(slots)[atoms]] = column[atoms]
+        vectors = (new[1], vector)
+        every = self.sum(self.xp.concatenate([(t @ v[:, :, None])[:, :, 0] for v in vectors for t in tables], -1))
+        return _split(every, tables[0].shape[1])
 
-    def combine(self, table: Array, weights: Array) -> Array:
-        """Sum the columns of (n_atoms, memory, n_dims) with weights (n_systems, memory): (n_atoms, n_dims)."""
-        return (self.spread(weights)[:, None, :] @ table)[:, 0, :]
+    def combine(
+        self, scale: Array, vector: Array, tables: tuple[Array, ...], weights: tuple[Array, ...], out: Array
+    ) -> Array:
+        """Return scale (n_systems,) times vector (n_atoms, n_dims) plus the columns of tables times weights.
 
-    def store(self, table: Array, slots: Array, vector: Array, is_stored: Array) -> None:
-        """Write (n_atoms, n_dims) into one column of a table, `slots` (n_systems,), of the systems that store one."""
-        atoms = self.spread(is_stored)
-        table[atoms, self.spread(slots)[atoms]] = vector[atoms]
+        Args:
+            scale: (n_systems,).
+            vector: (n_atoms, n_dims).
+            tables: Of (n_atoms, memory, n_dims).
+            weights: Of (n_systems, memory), one for each table.
+            out: (n_atoms, n_dims), may be overwritten by the result.
+        """
+        total = self.spread(scale)[:, None] * vector
+        for table, weight in zip(tables, weights, strict=True):
+            total = total + (self.spread(weight)[:, None, :] @ table)[:, 0, :]
+        return total
 
     def longest(self, vectors: Array) -> Array:
         """Return the largest Euclidean norm of the rows of (n_atoms, n_dims) in each system: (n_systems,)."""
@@ -143,7 +182,8 @@ class SharedSystem(Systems):
     """One system whose atoms may be spread over processes; numpy only.
 
     Its tables are (n_atoms, memory, n_dims) views of arrays that are stored as (n_atoms, n_dims, memory): then every
-    operation on them is one product of a matrix and a vector.
+    operation on them is a product of a matrix and a vector. The atoms are gone through in pieces, so that what a pass
+    makes of a piece is used again before it has left the processor's cache.
 
     Args:
         n_atoms: Atoms of this process.
@@ -152,6 +192,9 @@ class SharedSystem(Systems):
 
     def __init__(self, n_atoms: int, *, reduce: Reduce | None = None) -> None:
         self.xp, self.n_systems, self.n_atoms, self._reduce = np, 1, n_atoms, reduce
+
+    def _pieces(self) -> Iterator[slice]:
+        return (slice(start, start + PIECE) for start in range(0, self.n_atoms, PIECE))
 
     def _over_all(self, values: np.ndarray, how: Literal["sum", "max"]) -> np.ndarray:
         return self._reduce(values, how) if self._reduce else values
@@ -164,35 +207,78 @@ class SharedSystem(Systems):
         """Return the largest of (n_atoms,) values >= 0: (1,)."""
         return self._over_all(values.max(keepdims=True, initial=0.0), "max")
 
-    def inner(self, pairs: list[tuple[np.ndarray, np.ndarray]]) -> list[np.ndarray]:
-        """Return the inner product of each pair of (n_atoms, n_dims) arrays: (1,) each."""
-        sums = self._over_all(np.array([[np.vdot(one, other) for one, other in pairs]]), "sum")
-        return [sums[:, i] for i in range(len(pairs))]
+    def inner(self, products: Products, arrays: tuple[np.ndarray, ...]) -> list[np.ndarray]:
+        """Return inner products, (1,) each, as `Systems.inner` does."""
+        nowhere = products(*(array[:0] for array in arrays))
+        total = np.zeros((1, len(nowhere)))
+        for at in self._pieces():
+            total += [[np.vdot(one, other) for one, other in products(*(array[at] for array in arrays))]]
+        total = self._over_all(total, "sum")
+        return [total[:, i] for i in range(total.shape[1])]
 
-    def dots(self, tables: tuple[np.ndarray, ...], vectors: tuple[np.ndarray, ...]) -> list[np.ndarray]:
-        """Return the inner products of the columns of tables with vectors, as `Systems.dots` does."""
-        rows = np.array([vector.ravel() for vector in vectors])
-        every = np.concatenate([rows @ _matrix(table) for table in tables], -1)  # (n_vectors, n_tables * memory)
-        every = self._over_all(every.reshape(1, -1), "sum")
+    def map(self, function: Callable[..., np.ndarray], arrays: tuple[np.ndarray, ...], out: np.ndarray) -> np.ndarray:
+        """Return what a function makes of the rows of arrays, in `out`."""
+        for at in self._pieces():
+            out[at] = function(*(array[at] for array in arrays))
+        return out
+
+    def store_and_dot(
+        self,
+        tables: tuple[np.ndarray, np.ndarray],
+        slots: np.ndarray,
+        is_stored: np.ndarray,
+        pair: Callable[..., tuple[np.ndarray, np.ndarray]],
+        arrays: tuple[np.ndarray, ...],
+        vector: np.ndarray,
+    ) -> list[np.ndarray]:
+        """Store a new column in each of two tables and take inner products, as `Systems.store_and_dot` does."""
         memory = tables[0].shape[1]
-        return [every[:, i : i + memory] for i in range(0, every.shape[1], memory)]
+        every = np.zeros((2, 2, memory))  # by vector, by table
+        for at in self._pieces():
+            new = pair(*(array[at] for array in arrays))
+            for i, (table, column) in enumerate(zip(tables, new, strict=True)):
+                piece = table[at]
+                if is_stored[0]:
+                    piece[:, slots[0]] = column
+                for j, other in enumerate((new[1], vector[at])):
+                    every[j, i] += other.ravel() @ _matrix(piece)
+        return _split(self._over_all(every.reshape(1, -1), "sum"), memory)
 
-    def combine(self, table: np.ndarray, weights: np.ndarray) -> np.ndarray:
-        """Sum the columns of (n_atoms, memory, n_dims) with weights (1, memory): (n_atoms, n_dims)."""
-        return (_matrix(table) @ weights[0]).reshape(self.n_atoms, table.shape[2])
-
-    def store(self, table: np.ndarray, slots: np.ndarray, vector: np.ndarray, is_stored: np.ndarray) -> None:
-        """Write (n_atoms, n_dims) into column `slots[0]` of a table, if `is_stored[0]`."""
-        if is_stored[0]:
-            table[:, slots[0]] = vector
+    def combine(
+        self,
+        scale: np.ndarray,
+        vector: np.ndarray,
+        tables: tuple[np.ndarray, ...],
+        weights: tuple[np.ndarray, ...],
+        out: np.ndarray,
+    ) -> np.ndarray:
+        """Return the sum of a vector and columns of tables, in `out`."""
+        for at in self._pieces():
+            piece = scale[0] * vector[at]
+            for table, weight in zip(tables, weights, strict=True):
+                piece += (_matrix(table[at]) @ weight[0]).reshape(piece.shape)
+            out[at] = piece
+        return out
 
     def longest(self, vectors: np.ndarray) -> np.ndarray:
         """Return the largest Euclidean norm of the rows of (n_atoms, n_dims): (1,)."""
-        return np.sqrt(self.max(np.einsum("ij,ij->i", vectors, vectors)))
+        largest = np.zeros(1)
+        for at in self._pieces():
+            squares = vectors[at] * vectors[at]
+            square = squares[:, 0].copy()
+            for column in squares.T[1:]:  # several times faster than a sum along so short an axis
+                square += column
+            np.maximum(largest, square.max(), out=largest)
+        return np.sqrt(self._over_all(largest, "max"))
 
     def spread(self, values: np.ndarray) -> np.ndarray:
-        """Give every atom the value of the system: (1, ...) to (n_atoms, ...)."""
-        return np.broadcast_to(values, (self.n_atoms, *values.shape[1:]))
+        """Return (1, ...) values as they are: they are those of every atom."""
+        return values
+
+
+def _split(values: Array, width: int) -> list[Array]:
+    """Cut (n_systems, n * width) into n arrays."""
+    return [values[:, i : i + width] for i in range(0, values.shape[1], width)]
 
 
 def _matrix(table: np.ndarray) -> np.ndarray:

@@ -49,7 +49,9 @@ def energies(told):
 
 
 @pytest.mark.parametrize("memory", [1, 4, 20])
-def test_a_shared_system_is_a_system(memory):
+@pytest.mark.parametrize("piece", [4096, 7])  # 7: three pieces, the last shorter
+def test_a_shared_system_is_a_system(memory, piece, monkeypatch):
+    monkeypatch.setattr("frankenstein.relaxation.systems.PIECE", piece)
     rng = np.random.default_rng(0)
     hessian = rng.normal(size=(60, 60))
     hessian = hessian @ hessian.T + 0.1 * np.eye(60)
