@@ -11,12 +11,11 @@ from __future__ import annotations
 import math
 import os
 import signal
-import tempfile
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -24,12 +23,22 @@ from typing import Any, Literal
 import numpy as np
 
 from frankenstein.lammps import checkpoint as files
+from frankenstein.lammps.host import (
+    PREFIX,
+    TABLES,
+    Lammps,
+    arrays,
+    check,
+    command,
+    communicator,
+    defined,
+    extract,
+    move_from_here,
+)
 from frankenstein.relaxation.rule import RelaxationRule, State, update
 from frankenstein.relaxation.systems import SharedSystem, is_number
 
-__all__ = ["MAXSTEP", "REASONS", "Minimized", "load", "minimize"]
-
-Lammps = Any  # lammps.lammps
+__all__ = ["MAXSTEP", "REASONS", "Minimized", "minimize"]
 
 MAXSTEP = {
     "metal": 0.2,
@@ -60,14 +69,7 @@ REASONS: dict[str, str] = {
 MEMORY = 20
 """Displacements that are remembered here; the rule's own 60 cost more than they save where forces are cheap."""
 
-PREFIX = "frankenstein_"  # of everything that is defined in LAMMPS meanwhile
-TABLES = ("directions", "changes")
 ARRAYS = ("gradient", "displacement", *TABLES)
-MOVERS = ("nve", "nvt", "npt", "nph", "rigid", "move", "brownian", "langevin", "poems", "qtb", "shake", "rattle")
-"""Fixes that integrate in time, or belong to those that do: their styles begin so."""
-
-MOVERS_EXCEPT = ("nve/noforce",)  # nothing, for atoms at rest
-NO_MPI = "LAMMPS finds no MPI library; pip install mpich mpi4py (the extra '.[lammps]' has both)"
 
 
 @dataclass(frozen=True)
@@ -87,27 +89,6 @@ class Minimized:
     converged: bool
     reason: Reason
     calls: int
-
-
-def load(cmdargs: Sequence[str] = ()) -> Lammps:
-    """Return a new LAMMPS with MPI in place.
-
-    Args:
-        cmdargs: Of LAMMPS's command line, `["-log", "none", "-screen", "none"]` say.
-
-    Raises:
-        ImportError: LAMMPS or its MPI library is missing; the message says how to install it.
-    """
-    try:
-        with suppress(ImportError):  # loads the library; a serial run does without it where LAMMPS finds one
-            from mpi4py import MPI  # noqa: F401
-        from lammps import lammps
-    except ModuleNotFoundError as error:
-        raise ImportError("frankenstein.lammps needs LAMMPS; pip install '.[lammps]' (in the checkout)") from error
-    try:
-        return lammps(cmdargs=list(cmdargs))
-    except OSError as error:
-        raise ImportError(f"{NO_MPI} ({error})") from error
 
 
 def minimize(
@@ -163,7 +144,7 @@ def minimize(
         if value is not None and not (is_number(value) and value > 0 and (not is_whole or value == int(value))):
             allowed = "whole numbers of at least 1" if is_whole else "numbers above 0"
             raise ValueError(f"Invalid {name}: {value!r}; allowed are {allowed}")
-    _check(lmp)
+    check(lmp)
     if maxstep is None:
         maxstep = MAXSTEP[lmp.extract_global("units")]
     run = _Run(lmp, rule, float(maxstep), callback, fmax=fmax, ftol=ftol, etol=etol, timeout=timeout)
@@ -187,7 +168,7 @@ class _Run:
     ) -> None:
         self.lmp, self.rule, self.maxstep, self.callback = lmp, rule, maxstep, callback
         self.fmax, self.ftol, self.etol, self.timeout = fmax, ftol, etol, timeout
-        self.comm = _communicator(lmp)
+        self.comm = communicator(lmp)
         self.began = time.monotonic()
         self.calls = 0
         self.energy, self.largest = math.nan, math.inf
@@ -202,19 +183,31 @@ class _Run:
 
     def finish(self, maxcalls: int, checkpoint: Path | None, checkpoint_every: int) -> Minimized:
         self.checkpoint, self.checkpoint_every = checkpoint, checkpoint_every
-        with self._definitions(), _interrupts_noted() as interrupted, _one_thread(self.comm):
+        with (
+            defined(self.lmp, self.rule.memory, self._guarded),
+            _interrupts_noted() as interrupted,
+            _one_thread(self.comm),
+        ):
             self.interrupted = interrupted
             if checkpoint is not None and checkpoint.exists():
                 self._go_on(checkpoint)
             self.maxcalls = max(maxcalls, self.calls + 1)
-            self._command(f"run {self.maxcalls - self.calls} post no")
+            self._run(self.maxcalls - self.calls)
             self._raise_everywhere(bool(interrupted))
             if self.lmp.last_thermo().get("Step") != self.lmp.extract_global("ntimestep"):
                 self.reason, reason = "stopped", self.reason  # forces once more, for the last line of thermo
-                self._command("run 0 post no")
+                self._run(0)
                 self.reason = reason
         assert self.reason is not None
         return Minimized(self.energy, self.largest, self.largest <= self.fmax, self.reason, self.calls)
+
+    def _run(self, n_steps: int) -> None:
+        """Have LAMMPS run; what it says after an error of ours is not the cause."""
+        try:
+            command(self.lmp, f"run {n_steps} post no")
+        except RuntimeError:
+            if self.error is None:
+                raise
 
     def _raise_everywhere(self, is_interrupted: bool) -> None:
         """Raise what went wrong on this rank, or say on which other one it did: all of them stop."""
@@ -227,44 +220,6 @@ class _Run:
                 raise RuntimeError(f"on rank {rank}: {message}")
         if any(interrupted for _, interrupted in ranks):
             raise KeyboardInterrupt
-
-    @contextmanager
-    def _definitions(self) -> Iterator[None]:
-        """Define what the run needs, and nothing of it afterwards."""
-        memory, lmp = self.rule.memory, self.lmp
-        arrays = {"moved": 3, "gradient": 3, "displacement": 3} | dict.fromkeys(TABLES, 3 * memory)
-        columns = " ".join(f"d2_{PREFIX}{name} {n}" for name, n in arrays.items())
-        definitions = {
-            ("compute", "pe"): "all pe",
-            ("fix", "state"): f"all property/atom {columns} writedata no",
-            **{("variable", axis): f"atom d2_{PREFIX}moved[{i + 1}]" for i, axis in enumerate("xyz")},
-            ("variable", "stop"): "internal 0.0",
-            ("fix", "move"): "all move variable " + " ".join(f"v_{PREFIX}{axis}" for axis in "xyz") + " NULL NULL NULL",
-            ("fix", "pe"): f"all ave/time 1 1 1 c_{PREFIX}pe",  # has the energy summed in every step
-            ("fix", "halt"): f"all halt 1 v_{PREFIX}stop > 0.5 error continue message no",
-            ("fix", "force"): "all external pf/callback 1 1",
-        }
-        done: list[tuple[str, str]] = []
-        try:
-            for (kind, name), definition in definitions.items():
-                self._command(f"{kind} {PREFIX}{name} {definition}")
-                done.append((kind, name))
-            self._command("neigh_modify every 1 delay 0 check yes")
-            lmp.set_fix_external_callback(f"{PREFIX}force", self._guarded)
-            yield
-        finally:
-            undo = {"compute": "uncompute {}", "fix": "unfix {}", "variable": "variable {} delete"}
-            for kind, name in reversed(done):
-                with suppress(RuntimeError):  # of a LAMMPS that has failed
-                    self._command(undo[kind].format(PREFIX + name))
-
-    def _command(self, text: str) -> None:
-        try:
-            self.lmp.command(text)
-        except Exception as error:  # lammps has no class of its own for it
-            message = " ".join(str(error).replace("ERROR:", "").split())
-            if self.error is None:
-                raise RuntimeError(f"LAMMPS: {message}") from None
 
     # What LAMMPS calls ------------------------------------------------------------------------------------------------
 
@@ -293,7 +248,7 @@ class _Run:
         energy = float(lmp.extract_compute(f"{PREFIX}pe", 0, 0))
         if len(self.scratch) < n_local:
             self.scratch = np.empty((n_local, 3))
-        gradient = np.negative(_extract(lmp, "f", n_local), out=self.scratch[:n_local])
+        gradient = np.negative(extract(lmp, "f", n_local), out=self.scratch[:n_local])
         system = SharedSystem(n_local, reduce=self._reduce if self.comm is not None else None)
         square, n_atoms = self._sums(float(np.vdot(gradient, gradient)), n_local)
         if n_atoms != self.n_atoms:
@@ -323,7 +278,7 @@ class _Run:
             self._stop("stalled")
             return
         for name, value in {"gradient": gradient, "displacement": displacement}.items():
-            _extract(lmp, f"d2_{PREFIX}{name}", n_local)[:] = value
+            extract(lmp, f"d2_{PREFIX}{name}", n_local)[:] = value
         moved += displacement
         self.shared = {name: field for name, field in state._asdict().items() if name not in ARRAYS}
 
@@ -383,11 +338,7 @@ class _Run:
 
     def _arrays(self, n_local: int) -> tuple[np.ndarray, State]:
         """Return how far atoms have moved, and the state, as views of LAMMPS's own memory."""
-        memory = self.rule.memory
-        widths = dict.fromkeys(("moved", *ARRAYS), 3) | dict.fromkeys(TABLES, 3 * memory)
-        found = {name: _extract(self.lmp, f"d2_{PREFIX}{name}", n_local, n) for name, n in widths.items()}
-        for name in TABLES:  # stored as (n_local, 3, memory)
-            found[name] = found[name].reshape(n_local, 3, memory).swapaxes(1, 2)
+        found = arrays(self.lmp, n_local, self.rule.memory)
         moved = found.pop("moved")
         return moved, State(**found, **self.shared)
 
@@ -404,7 +355,7 @@ class _Run:
     def _save(self, n_local: int, state: State) -> None:
         """Write where the run is: the positions of this force call, and the state before its step."""
         lmp = self.lmp
-        per_atom = {name: _extract(lmp, name, n_local) for name in ("id", "image", "x")}
+        per_atom = {name: extract(lmp, name, n_local) for name in ("id", "image", "x")}
         per_atom |= {name: getattr(state, name) for name in ARRAYS}
         shared = {**self.shared, "calls": np.array(self.calls), "energy": np.array(self.energy)}
         assert self.checkpoint is not None
@@ -412,27 +363,16 @@ class _Run:
 
     def _go_on(self, path: Path) -> None:
         n_local = int(self.lmp.extract_global("nlocal"))
-        tags = _extract(self.lmp, "id", n_local).ravel()
+        tags = extract(self.lmp, "id", n_local).ravel()
         moved, state = self._arrays(n_local)
-        views = {name: _extract(self.lmp, name, n_local) for name in ("image", "x")}
+        views = {name: extract(self.lmp, name, n_local) for name in ("image", "x")}
         views |= {name: getattr(state, name) for name in ARRAYS}
         shared = files.read(path, self._describe(), tags, views, self.comm)
         self.calls = int(shared.pop("calls")) - 1  # the call that it was written at is done again
         self.energy = float(shared.pop("energy"))
         self.shared = shared
         moved[:] = 0.0
-        # fix move has noted the positions of before; define it anew
-        text = " ".join(f"v_{PREFIX}{axis}" for axis in "xyz")
-        self._command(f"unfix {PREFIX}move")
-        self._command(f"fix {PREFIX}move all move variable {text} NULL NULL NULL")
-
-
-def _extract(lmp: Lammps, name: str, n_local: int, n_columns: int = 3) -> np.ndarray:
-    """Return a property of the atoms of this rank as a view of LAMMPS's memory; a rank may have no atoms."""
-    if n_local == 0:
-        return np.empty((0,), np.int32) if name in ("id", "image") else np.empty((0, n_columns))
-    found: np.ndarray = lmp.numpy.extract_atom(name, nelem=n_local)
-    return found
+        move_from_here(self.lmp)
 
 
 def _start(memory: int, maxstep: float) -> dict[str, np.ndarray]:
@@ -447,20 +387,6 @@ def _start(memory: int, maxstep: float) -> dict[str, np.ndarray]:
         "change_change": np.zeros((1, memory, memory)),
         "secant": np.zeros(1),
     }
-
-
-def _communicator(lmp: Lammps) -> Any:
-    """Return LAMMPS's communicator where it has several ranks, else None.
-
-    Raises:
-        RuntimeError: There is no mpi4py for it.
-    """
-    if lmp.extract_setting("world_size") == 1:
-        return None
-    comm = lmp.get_mpi_comm()
-    if comm is None:
-        raise RuntimeError("several ranks need mpi4py, of the same MPI as LAMMPS; pip install mpich mpi4py")
-    return comm
 
 
 @contextmanager
@@ -484,40 +410,3 @@ def _one_thread(comm: Any) -> Any:
     from threadpoolctl import threadpool_limits
 
     return threadpool_limits(1, "blas")
-
-
-def _check(lmp: Lammps) -> None:
-    """Check that there is something to minimise and nothing that moves it.
-
-    Raises:
-        ValueError: There is not; the message says what to do.
-    """
-    if not lmp.extract_setting("box_exist") or lmp.get_natoms() == 0:
-        raise ValueError("LAMMPS has no atoms; read or create them first")
-    for style, name in _fixes(lmp):
-        if style.startswith(MOVERS) and style not in MOVERS_EXCEPT:
-            raise ValueError(
-                f"fix {name} ({style}) integrates in time and would move the atoms as well; unfix it first"
-            )
-        if style == "box/relax":
-            raise ValueError(f"fix {name} (box/relax) changes the box, which stays as it is here; unfix it first")
-
-
-def _fixes(lmp: Lammps) -> list[tuple[str, str]]:
-    """Return style and name of each fix; LAMMPS tells them in a text file only."""
-    comm = _communicator(lmp)
-    is_first = comm is None or comm.rank == 0
-    path = ""
-    if is_first:
-        handle, path = tempfile.mkstemp(prefix="frankenstein-")
-        os.close(handle)
-    path = path if comm is None else comm.bcast(path)
-    lmp.command(f"info fixes out overwrite {path}")
-    found: list[tuple[str, str]] = []
-    if is_first:
-        for line in Path(path).read_text().splitlines():
-            words = [word.strip() for word in line.partition(":")[2].split(",")]
-            if line.strip().startswith("Fix[") and len(words) > 1:
-                found.append((words[1].removeprefix("style = "), words[0]))
-        os.unlink(path)
-    return found if comm is None else comm.bcast(found)
