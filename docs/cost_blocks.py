@@ -46,10 +46,12 @@ def lammps_cost() -> str:
     for n_ranks, case in sorted(measured["cases"].items()):
         for name, milliseconds in case["iteration_ms"].items():
             ratio = case["ratios"].get(name)
-            shown = f"{ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})" if ratio else ""
+            shown = f"{ratio['median']:.2f} ({ratio['lower']:.2f} to {ratio['upper']:.2f})" if ratio else ""
             lines.append(f"| {n_ranks} | {name} | {milliseconds:g} | {shown} |")
     n_atoms = next(iter(measured["cases"].values()))["n_atoms"]
-    where = f"{n_atoms:,} atoms of copper, EAM; {measured['provenance']['device']}; medians, and the extremes."
+    where = (
+        f"{n_atoms:,} atoms of copper, EAM; {measured['provenance']['device']}; medians, and quartiles of the ratios."
+    )
     return "\n".join([*lines, "", where])
 
 

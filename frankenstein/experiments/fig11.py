@@ -138,7 +138,7 @@ def chart(
 ) -> Chart:
     """Return the energy on a grid in the plane, with the trajectories projected onto it."""
     paths = {
-        KNOWN[method].title: (way[N_SKIPPED:].reshape(len(way) - N_SKIPPED, -1) - origin) @ axes.T
+        KNOWN[method].title: ((way[N_SKIPPED:].reshape(len(way) - N_SKIPPED, -1) - origin) @ axes.T).astype(float)
         for method, way in ways.items()
     }
     both = np.concatenate(list(paths.values()))

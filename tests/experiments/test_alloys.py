@@ -158,6 +158,7 @@ def test_figure_11_of_an_alloy(shared, monkeypatch):
     shown = fig11.alloy(potential, ["frankenstein", "cg"])
     assert [row[0].text for row in shown.tables[0].rows] == ["Frankenstein", "CG"]
     assert shown.charts[0].name == "fig11-alloy-landscape"
+    assert json.loads(json.dumps(shown.charts[0].complete()))  # trajectories are kept in single precision
     heights = [row["height"] for row in shown.charts[0].rows if "height" in row]
     assert len(heights) == 16 and np.isfinite(heights).all() and min(heights) >= 0.0
     job = runs.Job(15.0, 2, 0, "frankenstein", potential, 0.5, 40, 0, "")
