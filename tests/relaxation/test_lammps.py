@@ -327,6 +327,16 @@ def test_stopping_and_going_on_is_not_stopping(tmp_path, n_ranks, commands):
     np.testing.assert_allclose(energies(rest), energies(whole)[24:], rtol=SAME)
 
 
+def test_a_run_that_goes_on_puts_each_atom_where_it_belongs(tmp_path):
+    """By its id, in whatever order atoms lie in memory; on as many ranks, for `create_atoms` numbers by rank."""
+    commands, rule = copper(displaced=0.5), {"memory": 6}
+    options = {"fmax": 1e-12, "checkpoint": str(tmp_path / "run.checkpoint")}
+    whole = run(commands, {"fmax": 1e-12, "maxcalls": 40}, rule)
+    run(commands, {**options, "maxcalls": 25}, rule)
+    rest = run(commands, {**options, "maxcalls": 40}, rule)
+    np.testing.assert_allclose(rest["positions"], whole["positions"], rtol=0, atol=1e-9)
+
+
 def test_a_damaged_checkpoint_and_that_of_another_system(tmp_path):
     path = tmp_path / "run.checkpoint"
     minimize(started(copper((3, 3, 3))), fmax=1e-3, maxcalls=3, checkpoint=path)
