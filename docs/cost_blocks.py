@@ -1,10 +1,14 @@
-"""The generated blocks about the time of steps: XLA's, that of a quantum state, and LAMMPS's iterations."""
+"""The generated blocks about time and memory: of steps of XLA, of a quantum state and LAMMPS, and of large boxes."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
 from pathlib import Path
+
+from frankenstein.compare.store.records import read
+from frankenstein.experiments import table3
+from frankenstein.experiments.alloys import runs
 
 RECORDS = Path(__file__).resolve().parent / "records"
 
@@ -55,4 +59,47 @@ def lammps_cost() -> str:
     return "\n".join([*lines, "", where])
 
 
-BLOCKS: dict[str, Callable[[], str]] = {"optax-cost": cost, "quantum-cost": quantum_cost, "lammps-cost": lammps_cost}
+def polycrystals() -> str:
+    """Say how long it takes to build polycrystals."""
+    measured = json.loads((RECORDS / "polycrystal.json").read_text())
+    lines = ["| edge, nm | grains | atoms | to build, s | to write, s |", "|---:|---:|---:|---:|---:|"]
+    for box in measured["boxes"]:
+        size = f"| {box['length'] / 10:g} | {box['n_grains']} | {box['n_atoms']:,} |"
+        lines.append(f"{size} {box['building_s']:.2f} | {box['writing_s']:.2f} |")
+    return "\n".join([*lines, "", f"One core of {measured['provenance']['device']}; medians over five seeds."])
+
+
+def large_box() -> str:
+    """Say what a run of the larger box took, and what follows for the published one."""
+    (record,) = read(RECORDS / "large", _fail, runs.ALLOYS)
+    n_atoms, n_ranks, calls = record["n_atoms"], record["n_ranks"], record["calls"]
+    call = record["seconds"] / calls
+    each = call * n_ranks / n_atoms
+    asked = table3.PAPER["n_atoms"]
+    gib = runs.memory(asked, table3.RANKS)
+    hours = 1000 * asked * each / table3.RANKS / 3600
+    box = f"{record['box']['length'] / 10:g} nm, {record['box']['n_grains']} grains"
+    return "\n".join(
+        [
+            f"- {n_atoms:,} atoms ({box}) on {n_ranks} ranks: {calls} calls in {record['seconds']:.0f} s, "
+            f"{call:.1f} s each, {1e6 * each:.0f} microseconds of one core for each atom. {record['gib']:.2f} GiB "
+            f"on all ranks; {record['gib_with_analysis']:.2f} with OVITO's analysis on the first. "
+            f"{record['provenance']['device']}.",
+            f"- {asked / 1e6:g} million atoms (40 nm) on {table3.RANKS} ranks, by that: {gib:.0f} GiB "
+            f"({runs.BYTES_PER_ATOM / 1024:.1f} KiB for each atom and {runs.BYTES_PER_RANK / 2**20:.0f} MiB for each "
+            f"rank), {asked * each / table3.RANKS:.1f} s a call, {hours:.1f} hours for 1,000 calls.",
+        ]
+    )
+
+
+def _fail(line: str) -> None:
+    raise SystemExit(line)
+
+
+BLOCKS: dict[str, Callable[[], str]] = {
+    "optax-cost": cost,
+    "quantum-cost": quantum_cost,
+    "lammps-cost": lammps_cost,
+    "polycrystals": polycrystals,
+    "large-box": large_box,
+}

@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from operator import itemgetter
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -70,13 +71,13 @@ def _published_box(options: Options, potential: Path) -> list[Record]:
     """Say how to run the published box; return what has been run."""
     size = f"{PAPER['length'] / 10:g} nm, {PAPER['n_atoms'] / 1e6:g} million atoms"
     options.say(
-        f"{size}: about {runs.memory(int(PAPER['n_atoms'])):.0f} GiB of memory, all ranks together; on a cluster:"
+        f"{size}: about {runs.memory(int(PAPER['n_atoms']), RANKS):.0f} GiB of memory on {RANKS} ranks; on a cluster:"
     )
     for method in options.methods or METHODS:
         options.say(
             f"mpiexec -n {RANKS} python -m frankenstein.experiments.alloys.runs --length {PAPER['length']:g} "
-            f"--grains {PAPER['n_grains']} --method {method} --potential {potential} --fmax {FMAX} --maxcalls 5000 "
-            f"--out {options.out}"
+            f"--grains {PAPER['n_grains']} --method {method} --fmax {FMAX} --maxcalls 5000 "
+            f"--at-calls {AT_CALLS} --potential {quote(str(potential))} --out {quote(str(options.out))}"
         )
     found = read(options.out, options.say, runs.ALLOYS) if (options.out / "records.jsonl").exists() else []
     if not found:
@@ -221,9 +222,11 @@ def _sentences(found: list[Record]) -> list[str]:
             for what in ("calls", "seconds")
         )
         lines.append(
-            f"At the end, Frankenstein's energy is below {METHODS[name]}'s in {wins} of {n} polycrystals, on average "
-            f"by {apart.mean():.2f} eV ({apart.min():.2f} to {apart.max():.2f}), for {calls:.2f} of its force calls "
-            f"and {seconds:.2f} of its time."
+            f"At the end, Frankenstein's energy is below {METHODS[name]}'s in {wins} of {n} polycrystals, by "
+            f"{apart.mean():+.2f} eV on average ({apart.min():+.2f} to {apart.max():+.2f}; above 0: ours is lower), "
+            f"{1e3 * apart.mean() / float(np.mean([r['n_atoms'] for r in found])):+.2f} meV an atom (published: "
+            f"{1e3 * PUBLISHED[METHODS[name]][0] / PAPER['n_atoms']:+.2f}), for {calls:.2f} of its force calls and "
+            f"{seconds:.2f} of its time."
         )
     best = min(early, key=lambda name: early[name].mean())
     lines.append(f"After {AT_CALLS} force calls each, {METHODS[best]} has the lowest energy on average.")

@@ -26,6 +26,8 @@ BASES = {
 IMAGES = np.stack(np.meshgrid(*3 * [[0, -1, 1]], indexing="ij"), axis=-1).reshape(-1, 3)
 """Of a periodic box, the box itself first: enough that the Voronoi cells of its own seeds are the periodic ones."""
 
+WRITTEN_AT_ONCE = 100_000  # atoms: numbers of Python take ten times the memory of an array's
+
 
 @dataclass(frozen=True, eq=False)
 class Polycrystal:
@@ -67,9 +69,15 @@ class Polycrystal:
             *(f"{number} {mass}" for number, mass in enumerate(masses, 1)),
             "\nAtoms # atomic\n",
         ]
-        rows = zip(self.types.tolist(), self.positions.tolist(), strict=True)
-        lines += [f"{number} {kind} {x:.10f} {y:.10f} {z:.10f}" for number, (kind, (x, y, z)) in enumerate(rows, 1)]
-        Path(path).write_text("\n".join(lines) + "\n", encoding="ascii")
+        with Path(path).open("w", encoding="ascii") as file:
+            file.write("\n".join(lines) + "\n")
+            for start in range(0, len(self.types), WRITTEN_AT_ONCE):
+                at = slice(start, start + WRITTEN_AT_ONCE)
+                rows = zip(self.types[at].tolist(), self.positions[at].tolist(), strict=True)
+                file.writelines(
+                    f"{number} {kind} {x:.10f} {y:.10f} {z:.10f}\n"
+                    for number, (kind, (x, y, z)) in enumerate(rows, start + 1)
+                )
 
 
 def build(
