@@ -1,4 +1,4 @@
-"""Time an iteration of `frankenstein.lammps` beside one of LAMMPS's own FIRE and CG, on this machine.
+"""Time an iteration of `frankenstein.lammps` beside one of LAMMPS's own FIRE, on this machine.
 
     python benchmarks/lammps_iteration.py                        print
     python benchmarks/lammps_iteration.py --write                keep the result in docs/records

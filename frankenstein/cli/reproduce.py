@@ -11,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from frankenstein.cli.inputs import UsageError, choose, folder, need, positive, say
 from frankenstein.compare.interrupts import interrupts_blocked, take_polite_kill_for_interrupt
-from frankenstein.experiments import EXPERIMENTS, Experiment, has_weights, is_installed
+from frankenstein.experiments import EXPERIMENTS, NOTE, Experiment, has_weights, is_installed
 
 if TYPE_CHECKING:
     from frankenstein.experiments.experiment import Findings, Options
 
-NOTE = "experiment.txt"
 """The file that says whose a folder is."""
 
 

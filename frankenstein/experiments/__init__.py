@@ -5,7 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib.util import find_spec
 
-__all__ = ["EXPERIMENTS", "Experiment", "has_weights", "is_installed"]
+__all__ = ["EXPERIMENTS", "NOTE", "Experiment", "has_weights", "is_installed"]
+
+NOTE = "experiment.txt"
+"""In a run folder: the name of the experiment whose records are there."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +76,8 @@ EXPERIMENTS: dict[str, Experiment] = {
         ),
         Experiment(
             "fig11",
-            "the energy landscape in the plane of the trajectory, ours and CG on LJ38",
-            "1 min",
+            "the energy landscape in the plane of the trajectory, ours and CG: LJ38, and an alloy if LAMMPS is there",
+            "10 min",
             ("ase", "scipy", *_REPORT),
             "relax",
             "frankenstein.experiments.fig11",

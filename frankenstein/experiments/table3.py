@@ -80,6 +80,7 @@ def _published_box(options: Options, potential: Path) -> list[Record]:
             f"--at-calls {AT_CALLS} --potential {quote(str(potential))} --out {quote(str(options.out))}"
         )
     found = read(options.out, options.say, runs.ALLOYS) if (options.out / "records.jsonl").exists() else []
+    found = list({r["cell"]: r for r in found if r["preset"] == "paper"}.values())  # the last of each
     if not found:
         raise ExperimentError(f"no runs of it in {options.out} yet; the lines above do them, this command then reports")
     return found
@@ -120,10 +121,10 @@ def _start(record: Record) -> tuple[float, int, int]:
     return record["box"]["length"], record["box"]["n_grains"], record["start"]
 
 
-def at(record: Record, calls: int) -> float:
-    """Return the lowest energy until so many force calls, eV."""
-    energies = [energy for done, energy, _ in record["curve"] if done <= calls]
-    return min(energies, default=math.nan)
+def _moment(record: Record, name: str) -> dict[str, Any]:
+    """Return what is known of a run at its end, or after `AT_CALLS` calls, where it may have ended before."""
+    there: dict[str, Any] = record["structures"].get(name, record["structures"]["end"])
+    return there
 
 
 def above(found: list[Record], moment: str) -> dict[str, np.ndarray]:
@@ -131,9 +132,9 @@ def above(found: list[Record], moment: str) -> dict[str, np.ndarray]:
 
     Args:
         found: Complete records.
-        moment: "end", or "calls": of the energies after as many calls.
+        moment: "end", or "calls": at the last iterate within as many calls.
     """
-    ends = {(r["method"], _start(r)): r["energy"] if moment == "end" else at(r, AT_CALLS) for r in found}
+    ends = {(r["method"], _start(r)): _moment(r, moment)["energy"] for r in found}
     starts = sorted({start for _, start in ends})
     lowest = {start: min(energy for (_, one), energy in ends.items() if one == start) for start in starts}
     methods = [name for name in METHODS if any(r["method"] == name for r in found)]
@@ -173,7 +174,7 @@ def _table(found: list[Record], name: str, title: str) -> Table:
         f"more than {found[0]['fmax_wanted']:g} eV/A, at most {found[0]['maxcalls']:,} force calls",
         "the lowest: of the methods, from the same polycrystal",
         "; ".join(f"{METHODS[name]}: {runs.SETTINGS[name]}" for name in ends),
-        "seconds: of one core, as it went, whatever else the machine did",
+        f"seconds: on {', '.join(map(str, sorted({r['n_ranks'] for r in found})))} core, as it went",
     ]
     return Table(name, title, columns, rows, notes)
 
@@ -187,7 +188,7 @@ def _energy(energies: dict[str, np.ndarray], method: str) -> Cell:
 def _structure(found: list[Record], method: str, moment: str) -> list[Cell]:
     def of(name: str) -> Callable[[Record], float]:
         def get(record: Record) -> float:
-            there = record["structures"].get(moment, record["structures"]["end"])
+            there = _moment(record, moment)
             value: float = there["fractions"][name] if name in ("fcc", "hcp") else there[name]
             return value / 10.0 if name == "length" else value
 

@@ -19,6 +19,7 @@ from typing import Any
 
 from frankenstein.cli.inputs import UsageError, amount, positive
 from frankenstein.lammps import MEMORY, Minimized, load, minimize
+from frankenstein.lammps.host import command
 from frankenstein.relaxation.rule import RelaxationRule
 
 STYLES = {
@@ -58,21 +59,23 @@ def _run(options: argparse.Namespace, is_first: bool) -> int:
         raise UsageError(f"there is no file {options.data}")
     if out.exists() and not (options.overwrite or checkpoint.exists()):
         raise UsageError(f"{out} is there already; name another file (--out) or say --overwrite")
+    if checkpoint.exists() and checkpoint.stat().st_mtime < options.data.stat().st_mtime:
+        raise UsageError(f"{checkpoint} is older than {options.data}; delete it to start anew, or touch it to go on")
     if not out.parent.is_dir():
         raise UsageError(f"{out} would be in the folder {out.parent}, which is not there; make it first")
     pair = _pair(options)
     lmp = load(["-log", str(options.log) if options.log else "none", "-screen", "none"])
     began = time.monotonic()
     try:
-        for command in (
+        for text in (
             f"units {options.units}",
             "atom_style atomic",
             f"boundary {' '.join(options.boundary)}",
-            f"read_data {options.data}",
+            f'read_data "{options.data}"',
             *pair,
             "thermo 0",
         ):
-            _command(lmp, command)
+            command(lmp, text)
         if is_first:
             ranks = lmp.extract_setting("world_size")
             goes_on = f", goes on from {checkpoint}" if checkpoint.exists() else ""
@@ -90,7 +93,7 @@ def _run(options: argparse.Namespace, is_first: bool) -> int:
             checkpoint=checkpoint,
             checkpoint_every=options.checkpoint_every,
         )
-        _command(lmp, f"write_data {out} nocoeff")
+        command(lmp, f'write_data "{out}" nocoeff')
     finally:
         lmp.close()
     if is_first:
@@ -103,18 +106,10 @@ def _tell(found: Minimized, out: Path, checkpoint: Path, seconds: float) -> None
     out.with_suffix(".json").write_text(json.dumps(about, indent=1) + "\n")
     line = f"{found.reason} after {found.calls} calls: energy {found.energy:.6f}, largest force {found.fmax:.3g}; {out}"
     if found.reason in ("maxcalls", "timeout"):
-        line += "; with more of them the same command and --overwrite go on"
+        line += f"; with a larger --{found.reason} the same command goes on"
     else:
         checkpoint.unlink(missing_ok=True)
     _say(line)
-
-
-def _command(lmp: Any, text: str) -> None:
-    try:
-        lmp.command(text)
-    except Exception as error:  # lammps has no class of its own for it
-        message = " ".join(str(error).replace("ERROR:", "").split())
-        raise UsageError(f"LAMMPS, at {text.split()[0]!r}: {message}") from None
 
 
 def _pair(options: argparse.Namespace) -> list[str]:
@@ -140,7 +135,7 @@ def _pair(options: argparse.Namespace) -> list[str]:
         wanted = "two files, the library and the parameters" if style == "meam" else "one file"
         raise UsageError(f"{style} has {wanted}; {len(options.potential)} given")
     elements = " ".join(options.elements)
-    files = " ".join(f"{path} {elements}" for path in options.potential)
+    files = " ".join(f'"{path}" {elements}' for path in options.potential)
     return [f"pair_style {style}", f"pair_coeff * * {files}"]
 
 

@@ -18,7 +18,7 @@ import numpy as np
 
 __all__ = ["KEPT", "VERSION", "read", "write"]
 
-VERSION = 1
+VERSION = 2
 KEPT = ("maxcalls", "timeout", "stopped")
 """Reasons for which a run ends and may go on later."""
 
@@ -98,13 +98,14 @@ def _write_all(path: Path, about: dict[str, Any], shared: Arrays, per_atom: Arra
     return problem
 
 
-def read(path: Path, about: dict[str, Any], tags: np.ndarray, per_atom: Arrays, comm: Any) -> Arrays:
-    """Read a checkpoint into the arrays of the atoms of this rank.
+def read(path: Path, about: dict[str, Any], tags: np.ndarray, same: Arrays, per_atom: Arrays, comm: Any) -> Arrays:
+    """Read a checkpoint into the arrays of the atoms of this rank; nothing is written before all of it is found sound.
 
     Args:
         path: Name of the file.
         about: What it must belong to.
         tags: (n_local,) ids of the atoms of this rank.
+        same: One row for each of them, which must be what the checkpoint has.
         per_atom: One row for each of them; written.
         comm: As for `write`.
 
@@ -114,30 +115,21 @@ def read(path: Path, about: dict[str, Any], tags: np.ndarray, per_atom: Arrays, 
     Raises:
         ValueError: It is no checkpoint, damaged, or of another system; on all ranks.
     """
-    order = np.argsort(tags)
     shared: Arrays = {}
     problem = None
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            found = json.loads(str(archive["about"]))
-            n_ranks = found.pop("n_ranks")
-            wanted = {**about, "version": VERSION}
-            for name in wanted:
-                if found.get(name) != wanted[name]:
-                    raise ValueError(f"its {name} is {found.get(name)}, not {wanted[name]}")
-            for name in archive.files:
-                if name.startswith("shared/"):
-                    shared[name.removeprefix("shared/")] = archive[name]
+            n_ranks = _check_about(json.loads(str(archive["about"])), about)
+            shared = {n.removeprefix("shared/"): archive[n] for n in archive.files if n.startswith("shared/")}
             n_found = 0
             for rank in range(n_ranks):
-                ids = archive[f"{rank}/id"].ravel()
-                place = np.searchsorted(tags, ids, sorter=order)
-                place = np.where(place < len(tags), place, 0)
-                mine = order[place] if len(tags) else place
-                is_mine = (tags[mine] == ids) if len(tags) else np.zeros(len(ids), bool)
-                n_found += int(is_mine.sum())
-                for name, view in per_atom.items():
-                    view[mine[is_mine]] = archive[f"{rank}/{name}"].reshape(len(ids), *view.shape[1:])[is_mine]
+                mine, theirs = _places(tags, archive[f"{rank}/id"].ravel())
+                n_found += len(mine)
+                for name, wanted in same.items():
+                    if not np.array_equal(archive[f"{rank}/{name}"].ravel()[theirs], wanted.ravel()[mine]):
+                        raise ValueError(f"the {name} of its atoms is another")
+                for name in per_atom:
+                    archive[f"{rank}/{name}"]  # its checksum is compared
             if n_found != len(tags):
                 raise ValueError(f"{len(tags) - n_found} atoms are not in it")
     except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
@@ -145,4 +137,28 @@ def read(path: Path, about: dict[str, Any], tags: np.ndarray, per_atom: Arrays, 
     problems = [problem] if comm is None else comm.allgather(problem)
     if any(problems):
         raise ValueError(next(one for one in problems if one))
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        for rank in range(n_ranks):
+            mine, theirs = _places(tags, archive[f"{rank}/id"].ravel())
+            for name, view in per_atom.items():
+                view[mine] = archive[f"{rank}/{name}"].reshape(-1, *view.shape[1:])[theirs]
     return shared
+
+
+def _check_about(found: dict[str, Any], about: dict[str, Any]) -> int:
+    """Return how many ranks wrote a checkpoint.
+
+    Raises:
+        ValueError: It belongs to something else.
+    """
+    n_ranks = int(found.pop("n_ranks"))
+    for name, wanted in {**about, "version": VERSION}.items():
+        if found.get(name) != wanted:
+            raise ValueError(f"its {name} is {found.get(name)}, not {wanted}")
+    return n_ranks
+
+
+def _places(tags: np.ndarray, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return where atoms are that are in both: their indices in tags, and in ids."""
+    _, mine, theirs = np.intersect1d(tags, ids, assume_unique=True, return_indices=True)
+    return mine, theirs

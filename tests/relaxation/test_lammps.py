@@ -258,6 +258,19 @@ def test_a_callback_stops_the_run_and_its_errors_are_its_own():
     assert minimize(lmp, fmax=1e-3).converged  # nothing of the failed run is left
 
 
+def test_a_fix_halt_of_the_users_stops_the_run_and_lammps_is_as_it_was():
+    commands = (
+        "neigh_modify every 2 delay 4 check no\nvariable now equal step\nfix own all halt 1 v_now >= 4 error continue"
+    )
+    lmp = started(copper((3, 3, 3)) + commands)
+    found = minimize(lmp, fmax=1e-9)
+    assert (found.reason, found.converged, found.calls) == ("stopped", False, 5)
+    assert [lmp.extract_global(f"neigh_{name}") for name in ("every", "delay", "dist_check")] == [2, 4, 0]
+    assert not [
+        name for kind in ("fix", "compute", "variable") for name in lmp.available_ids(kind) if "franken" in name
+    ]
+
+
 def test_an_error_on_one_rank_is_an_error_on_all():
     told = on_ranks(2, commands=copper((3, 3, 3)), options={"fmax": 1e-3}, fails_on=1)
     assert told["errors"] == ["RuntimeError: on rank 1: one by zero", "ZeroDivisionError: one by zero"]
@@ -271,6 +284,7 @@ def test_an_error_on_one_rank_is_an_error_on_all():
     [
         ("fix move all nve", r"fix move \(nve\) integrates in time and would move the atoms as well; unfix it first"),
         ("fix cell all box/relax iso 0.0", r"fix cell \(box/relax\) changes the box"),
+        ("fix cell all deform 1 x scale 1.1", r"fix cell \(deform\) changes the box"),
     ],
 )
 def test_what_would_move_as_well_is_refused(more, message):
@@ -279,10 +293,16 @@ def test_what_would_move_as_well_is_refused(more, message):
 
 
 @pytest.mark.parametrize("name", ["fmax", "ftol", "etol", "maxcalls", "maxstep", "timeout", "checkpoint_every"])
-@pytest.mark.parametrize("value", [0, -1.0, "x", float("nan"), True])
+@pytest.mark.parametrize("value", [0, -1.0, "x", float("nan"), float("inf"), True])
 def test_numbers_outside_their_range_are_named(name, value):
     with pytest.raises(ValueError, match=rf"^Invalid {name}: .*; allowed are "):
         minimize(None, **{"fmax": 0.1, name: value})
+
+
+@pytest.mark.parametrize("name", ["fmax", "maxcalls", "checkpoint_every"])
+def test_what_must_be_given(name):
+    with pytest.raises(ValueError, match=f"^Invalid {name}: None; allowed are "):
+        minimize(None, **{"fmax": 0.1, name: None})
 
 
 def test_no_atoms():
@@ -337,6 +357,38 @@ def test_a_run_that_goes_on_puts_each_atom_where_it_belongs(tmp_path):
     np.testing.assert_allclose(rest["positions"], whole["positions"], rtol=0, atol=1e-9)
 
 
+def test_a_run_that_goes_on_does_not_take_the_call_that_it_repeats_for_a_step(tmp_path):
+    options = {"fmax": 1e-12, "etol": 1e-9, "checkpoint": str(tmp_path / "run.checkpoint")}
+    commands = copper((3, 3, 3))
+    whole = run(commands, {"fmax": 1e-12, "etol": 1e-9})
+    assert whole["reason"] == "etol" and whole["calls"] > 12
+    run(commands, {**options, "maxcalls": 8})
+    rest = run(commands, options)
+    assert rest["reason"] == "etol" and rest["calls"] == whole["calls"]
+
+
+@pytest.mark.parametrize("change", ["types", "potential", "box"])
+def test_a_checkpoint_is_not_taken_for_that_of_another_system(tmp_path, change):
+    path = tmp_path / "run.checkpoint"
+    alloy = copper((3, 3, 3)).replace("create_box 1", "create_box 2")
+    name = potential("Cu_mishin1.eam.alloy")
+    alloy = alloy.replace(f"pair_coeff * * {name} Cu", f"pair_coeff * * {name} Cu Cu\nset atom 5 type 2")
+    minimize(started(alloy), fmax=1e-3, maxcalls=3, checkpoint=path)
+    others = {
+        "types": (alloy.replace("set atom 5 ", "set atom 6 "), "the type of its atoms is another"),
+        "potential": (alloy.replace("Cu_mishin1.eam.alloy", "Cu_zhou.eam.alloy"), "the energy of its atoms was -"),
+        "box": (alloy.replace("3.615", "3.62"), "its box is "),
+    }
+    commands, message = others[change]
+    lmp = started(commands)
+    lmp.command("run 0 post no")
+    before = positions(lmp)
+    with pytest.raises((ValueError, RuntimeError), match=f"cannot go on from .*{message}.*elete it to start anew"):
+        minimize(lmp, fmax=1e-3, checkpoint=path)
+    if change != "potential":  # that shows after the first force call only
+        np.testing.assert_array_equal(positions(lmp), before)
+
+
 def test_a_damaged_checkpoint_and_that_of_another_system(tmp_path):
     path = tmp_path / "run.checkpoint"
     minimize(started(copper((3, 3, 3))), fmax=1e-3, maxcalls=3, checkpoint=path)
@@ -382,6 +434,24 @@ def test_the_command_relaxes_on_two_ranks(data):
     assert told["fmax"] <= 0.01 and not list(data.parent.glob("*.checkpoint"))
     again = subprocess.run(command(data), capture_output=True, text=True)
     assert again.returncode == 2 and "is there already; name another file (--out) or say --overwrite" in again.stderr
+
+
+def test_an_error_that_lammps_finds_on_one_rank_ends_them_all(data):
+    lines = data.read_text().splitlines()
+    data.write_text("\n".join(lines[:-100]))
+    done = subprocess.run(command(data, n_ranks=2), capture_output=True, text=True, timeout=60)
+    said = [line for line in done.stderr.splitlines() if line.startswith("frankenstein.lammps: error: ")]
+    assert done.returncode != 0 and len(said) == 1 and "LAMMPS, at 'read_data': Unexpected end" in said[0], done.stderr
+
+
+def test_a_checkpoint_of_other_data_is_not_taken_for_theirs(data):
+    done = subprocess.run(command(data, "--fmax", "1e-9", "--maxcalls", "5"), capture_output=True, text=True)
+    assert done.returncode == 1 and "; with a larger --maxcalls the same command goes on" in done.stdout, done.stderr
+    checkpoint = data.parent / "in.relaxed.data.checkpoint"
+    os.utime(data, (time.time() + 10, time.time() + 10))
+    done = subprocess.run(command(data), capture_output=True, text=True)
+    assert done.returncode == 2 and f"{checkpoint} is older than {data}; delete it" in done.stderr
+    checkpoint.unlink()
 
 
 @pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGINT])

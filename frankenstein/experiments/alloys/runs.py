@@ -27,6 +27,7 @@ import numpy as np
 
 from frankenstein.compare.store.provenance import provenance
 from frankenstein.compare.store.records import Format, Record, appending
+from frankenstein.experiments import NOTE
 from frankenstein.experiments.alloys.dislocations import Analysis, analyse
 from frankenstein.experiments.alloys.polycrystal import build
 from frankenstein.experiments.relaxations.runner import OUTCOME, check_numbers, plain
@@ -235,21 +236,17 @@ def _lammps(job: Job) -> Any:
     potential = Path(job.potential)
     lmp = load(["-log", "none", "-screen", "none"])
     comm = lmp.get_mpi_comm()
-    path = ""
-    if comm.rank == 0:
-        handle, path = tempfile.mkstemp(suffix=".data")
-        os.close(handle)
-        crystal = build(job.length, job.n_grains, lattice_constant=LATTICE_CONSTANT, seed=job.start)
-        crystal.write_lammps(path, list(ELEMENTS.values()))
-        del crystal
-    path = comm.bcast(path)
+    path, problem = _polycrystal(job) if comm.rank == 0 else ("", "")
+    path, problem = comm.bcast((path, problem))
+    if problem:
+        raise ValueError(problem)
     elements = " ".join(ELEMENTS)
     lmp.commands_string(f"""units metal
         atom_modify map array
-        read_data {path}
+        read_data "{path}"
         neighbor {SKIN} bin
         pair_style meam
-        pair_coeff * * {potential / FILES[0]} {elements} {potential / FILES[1]} {elements}
+        pair_coeff * * "{potential / FILES[0]}" {elements} "{potential / FILES[1]}" {elements}
         thermo 0
         thermo_style custom step pe
         thermo_modify format float %.12g
@@ -258,6 +255,27 @@ def _lammps(job: Job) -> Any:
     if comm.rank == 0:
         os.unlink(path)
     return lmp
+
+
+def _polycrystal(job: Job) -> tuple[str, str]:
+    """Write the polycrystal to a temporary file; return its name, and what went wrong or nothing."""
+    missing = [name for name in FILES if not (Path(job.potential) / name).is_file()]
+    if missing:
+        return "", f"there is no {Path(job.potential) / missing[0]}; name the folder of the potential's two files"
+    path = _temporary(".data")
+    try:
+        crystal = build(job.length, job.n_grains, lattice_constant=LATTICE_CONSTANT, seed=job.start)
+        crystal.write_lammps(path, list(ELEMENTS.values()))
+    except (ValueError, OSError, MemoryError) as error:
+        os.unlink(path)
+        return "", str(error) or type(error).__name__
+    return path, ""
+
+
+def _temporary(suffix: str) -> str:
+    handle, path = tempfile.mkstemp(suffix=suffix, prefix="frankenstein-")
+    os.close(handle)
+    return path
 
 
 class _Watch:
@@ -290,6 +308,12 @@ class _Watch:
         forces = self.lmp.numpy.extract_atom("f", nelem=n_local)
         mine = float(np.einsum("ij,ij->i", forces, forces).max(initial=0.0))
         return math.sqrt(max(self.lmp.get_mpi_comm().allgather(mine)))
+
+    def norm(self) -> float:
+        """Return the norm of the forces on all atoms, as it is now."""
+        n_local = self.lmp.extract_global("nlocal")
+        forces = self.lmp.numpy.extract_atom("f", nelem=n_local)
+        return math.sqrt(sum(self.lmp.get_mpi_comm().allgather(float(np.vdot(forces, forces)))))
 
     def curve(self) -> list[list[float]]:
         """Return some of the points, denser at the beginning."""
@@ -335,7 +359,7 @@ def _by_lammps(lmp: Any, job: Job, watch: _Watch) -> dict[str, Any]:
             watch.note("calls", math.nan, watch.fmax)
 
     comm = lmp.get_mpi_comm()
-    log = comm.bcast(tempfile.mkstemp(suffix=".log")[1] if comm.rank == 0 else "")
+    log = comm.bcast(_temporary(".log") if comm.rank == 0 else "")
     lmp.command("fix count all external pf/callback 1 1")
     lmp.set_fix_external_callback("count", count)
     lmp.commands_string(f"log {log}\nthermo 1\nmin_style {job.method}")
@@ -354,11 +378,10 @@ def _by_lammps(lmp: Any, job: Job, watch: _Watch) -> dict[str, Any]:
         if watch.calls < job.maxcalls and energy >= before:
             reason = "linesearch"
             break
-        tolerance *= 0.5 if job.method == "hftn" else 1.0
+        if job.method == "hftn":  # it would do nothing at a norm within the tolerance
+            tolerance = 0.5 * min(tolerance, watch.norm())
     lmp.commands_string("log none\nunfix count")
-    comm.barrier()
-    energies = _energies(Path(log))
-    comm.barrier()
+    energies = comm.bcast(_energies(Path(log)) if comm.rank == 0 else None)
     if comm.rank == 0:
         os.unlink(log)
     watch.points = [(*steps[s][:1], energies[s], steps[s][1]) for s in sorted(steps) if s in energies]
@@ -397,7 +420,11 @@ def _keep(path: Path, cell: np.ndarray, positions: np.ndarray) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one job on all ranks and add its record to a folder."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m frankenstein.experiments.alloys.runs",
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     parser.add_argument("--length", type=float, required=True, help="edge of the box, Angstrom")
     parser.add_argument("--grains", type=int, required=True)
     parser.add_argument("--seed", type=int, default=0)
@@ -422,10 +449,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         str(options.out),
         "paper",
     )
-    record = job.run()
-    if MPI.COMM_WORLD.rank == 0:
+    is_first = MPI.COMM_WORLD.rank == 0
+    try:
+        import ovito  # noqa: F401  # missing, it would be missed at the end
+
+        record = job.run()
+    except (ImportError, ValueError) as error:
+        if is_first:
+            print(f"{parser.prog}: error: {error}", file=sys.stderr, flush=True)
+        return 2
+    if is_first:
         with appending(options.out, print, ALLOYS) as (_, append):
             append(record)
+        note = options.out / NOTE
+        if not note.exists():  # for `frankenstein reproduce table3 --preset paper`
+            note.write_text("table3\n", encoding="utf-8")
         names = ("n_atoms", "n_ranks", "reason", "calls", "energy", "fmax", "seconds", "gib")
         print(", ".join(f"{name} {record[name]}" for name in names))
     return 0
