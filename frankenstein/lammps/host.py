@@ -157,7 +157,7 @@ def defined(lmp: Lammps, memory: int, callback: Callback) -> Iterator[None]:
         ("fix", "halt"): f"all halt 1 v_{PREFIX}stop > 0.5 error continue message no",
         ("fix", "force"): "all external pf/callback 1 1",
     }
-    neighbours = [lmp.extract_global(f"neigh_{name}") for name in ("every", "delay", "dist_check")]
+    neighbours = [lmp.extract_setting(f"neigh_{name}") for name in ("every", "delay", "dist_check")]
     done: list[tuple[str, str]] = []
     try:
         for (kind, name), definition in definitions.items():

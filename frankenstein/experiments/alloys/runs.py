@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -69,7 +70,7 @@ SKIN = 1.0  # Angstrom, of the neighbour lists, for all methods: a call takes an
 N_POINTS = 120  # of a curve
 SCHEMA = 1
 BYTES_PER_ATOM, BYTES_PER_RANK = 8 * 1024, 110 * 2**20
-"""Of a run of ours with this potential: two equations, from runs of 7,379 atoms on one rank and 300,000 on two."""
+"""Of a run of ours with this potential: from two runs on two ranks, of 7,355 and 299,172 atoms: docs/records/large."""
 
 
 ALLOYS = Format(
@@ -451,8 +452,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     is_first = MPI.COMM_WORLD.rank == 0
     try:
-        import ovito  # noqa: F401  # missing, it would be missed at the end
-
+        if find_spec("ovito") is None:  # it would be missed at the end
+            raise ImportError("the analysis of dislocations needs OVITO; pip install '.[alloys]' (in the checkout)")
         record = job.run()
     except (ImportError, ValueError) as error:
         if is_first:
