@@ -166,6 +166,13 @@ def test_a_run_that_cannot_begin_ends_on_all_ranks(tmp_path, shared, more, messa
     assert lines[0].startswith("python -m frankenstein.experiments.alloys.runs: error: ") and message in lines[0]
 
 
+def test_the_memory_that_is_asked_for_is_that_of_the_records():
+    found = read(Path(__file__).parents[2] / "docs" / "records" / "large", pytest.fail, runs.ALLOYS)
+    assert len(found) == 2
+    for record in found:
+        assert runs.memory(record["n_atoms"], record["n_ranks"]) == pytest.approx(record["gib"], rel=0.01)
+
+
 def test_what_is_missing_and_what_is_unknown(tmp_path, shared):
     with pytest.raises(ExperimentError, match=r"needs .*library\.meam and .* in the folder of --data-dir"):
         table3.reproduce(replace(options(tmp_path, shared), data=None))

@@ -69,7 +69,7 @@ TIMESTEP = 0.001  # ps, of FIRE: LAMMPS's default, and on other seeds better tha
 SKIN = 1.0  # Angstrom, of the neighbour lists, for all methods: a call takes an eighth less than with LAMMPS's 2
 N_POINTS = 120  # of a curve
 SCHEMA = 1
-BYTES_PER_ATOM, BYTES_PER_RANK = 8 * 1024, 110 * 2**20
+BYTES_PER_ATOM, BYTES_PER_RANK = 3_234, 116 * 2**20
 """Of a run of ours with this potential: from two runs on two ranks, of 7,355 and 299,172 atoms: docs/records/large."""
 
 
