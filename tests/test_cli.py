@@ -82,7 +82,7 @@ def test_the_same_command_again_runs_nothing(finished, capsys):
     assert f"report: {folder / 'report.html'}" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kill", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+@pytest.mark.parametrize("kill", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.slow), signal.SIGKILL])
 def test_a_killed_run_goes_on_where_it_stopped(start, finished, tmp_path, kill):
     """Ctrl-C (to the whole group, as a terminal sends it), a polite kill and a hard one."""
     process = start("compare", *SMALL, "--out", tmp_path)
