@@ -66,7 +66,7 @@ SETTINGS = {
     "hftn": "min_style hftn",
 }
 TIMESTEP = 0.001  # ps, of FIRE: LAMMPS's default, and on other seeds better than 2 and 5 fs
-SKIN = 1.0  # Angstrom, of the neighbour lists, for all methods: a call takes an eighth less than with LAMMPS's 2
+SKIN = 1.0  # Angstrom, of the neighbour lists, for all methods: a call takes less time than with LAMMPS's 2
 N_POINTS = 120  # of a curve
 SCHEMA = 1
 BYTES_PER_ATOM, BYTES_PER_RANK = 3_234, 116 * 2**20
